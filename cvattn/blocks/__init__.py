@@ -1,0 +1,5 @@
+"""Attention for CNN feature maps (B, C, H, W)."""
+
+from cvattn.blocks.self_attention2d import SelfAttention2d
+
+__all__ = ["SelfAttention2d"]

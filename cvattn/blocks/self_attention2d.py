@@ -1,0 +1,152 @@
+"""Self-attention for CNN feature maps, as SAGAN has it: every position attends to every other."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvattn.core.attention import attention, attention_weights
+
+
+class SelfAttention2d(nn.Module):
+    """``y = x + gamma * proj(softmax(q k^T) v)`` on a feature map (B, C, H, W).
+
+    q, k and v are 1x1 convolutions of x; the H*W positions are the tokens; the scores are not
+    scaled; gamma is learned and starts at 0, so that a new block is exactly the identity and can be
+    put into a trained network. Zhang et al., "Self-Attention Generative Adversarial Networks"
+    (2019), section 3.
+
+    The default is the common form, which most copied snippets follow: q and k have C/8 channels, v
+    has C, biases, no output projection, keys at full resolution. Where it differs from those: any
+    C >= 1 works (q and k keep at least 1 channel), and large maps never store the (H*W) x (H*W)
+    matrix. :meth:`biggan` is the form of the released SAGAN and BigGAN code.
+
+    Args:
+        in_channels: C.
+        qk_channels: channels of q and k; None = max(1, C // 8).
+        value_channels: channels of v; None = C. Other than C only with ``out_proj``.
+        num_heads: divides qk_channels and value_channels.
+        kv_pool: side of the max-pooling of keys and values (``ceil_mode``, so odd maps work);
+            1 = none.
+        out_proj: a 1x1 convolution from value_channels back to C.
+        bias: biases in all convolutions.
+        spectral_norm: spectral normalisation of all convolutions, as GANs use it.
+        gamma_init: starting value of gamma, a parameter of shape (1,). Its sign means nothing.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W), same dtype and memory format; any H, W >= 1.
+
+    Raises:
+        ValueError: channels that do not fit each other or the input.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        qk_channels: int | None = None,
+        value_channels: int | None = None,
+        num_heads: int = 1,
+        kv_pool: int = 1,
+        out_proj: bool = False,
+        bias: bool = True,
+        spectral_norm: bool = False,
+        gamma_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        qk_channels = max(1, in_channels // 8) if qk_channels is None else qk_channels
+        value_channels = in_channels if value_channels is None else value_channels
+        for name, given in (
+            ("in_channels", in_channels),
+            ("qk_channels", qk_channels),
+            ("value_channels", value_channels),
+            ("num_heads", num_heads),
+            ("kv_pool", kv_pool),
+        ):
+            if given < 1:
+                raise ValueError(f"{name}={given} must be at least 1")
+        for name, given in (("qk_channels", qk_channels), ("value_channels", value_channels)):
+            if given % num_heads:
+                raise ValueError(f"{name}={given} is not divisible by num_heads={num_heads}")
+        if value_channels != in_channels and not out_proj:
+            raise ValueError(
+                f"value_channels={value_channels} differs from in_channels={in_channels}: the sum "
+                "with the input needs out_proj=True"
+            )
+        self.in_channels = in_channels
+        self.num_heads = num_heads
+        self.kv_pool = kv_pool
+        self.query = nn.Conv2d(in_channels, qk_channels, 1, bias=bias)
+        self.key = nn.Conv2d(in_channels, qk_channels, 1, bias=bias)
+        self.value = nn.Conv2d(in_channels, value_channels, 1, bias=bias)
+        self.proj = nn.Conv2d(value_channels, in_channels, 1, bias=bias) if out_proj else None
+        self.gamma = nn.Parameter(torch.full((1,), float(gamma_init)))
+        if spectral_norm:
+            for layer in (self.query, self.key, self.value, self.proj):
+                if layer is not None:
+                    nn.utils.parametrizations.spectral_norm(layer)
+
+    @classmethod
+    def biggan(cls, in_channels: int, *, spectral_norm: bool = True) -> "SelfAttention2d":
+        """The released SAGAN/BigGAN form: v at C/2, 2x2-pooled keys and values, output projection.
+
+        Follows Brock et al.'s BigGAN-PyTorch (and the SAGAN release in TensorFlow). Differences:
+        every width is at least 1, and odd maps are pooled with ``ceil_mode`` instead of failing.
+        """
+        return cls(
+            in_channels,
+            qk_channels=max(1, in_channels // 8),
+            value_channels=max(1, in_channels // 2),
+            kv_pool=2,
+            out_proj=True,
+            bias=False,
+            spectral_norm=spectral_norm,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        height, width = x.shape[-2:]
+        q, k = self._query_key(x)
+        v = self._tokens(self._pool(self.value(x)))
+        attended = attention(q, k, v, scale=1.0)
+        # Back to a map: (B, heads, N, d) -> (B, heads * d, H, W), channels last in memory.
+        attended = attended.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+        if self.proj is not None:
+            attended = self.proj(attended)
+        return x + (self.gamma * attended).to(x.dtype)
+
+    def attention_weights(
+        self, x: Tensor, *, rows: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """Where positions look: (B, heads, rows, keys), rows = y * W + x; None = all of them.
+
+        Keys lie on :meth:`key_grid`, row by row.
+        """
+        self._check(x)
+        q, k = self._query_key(x)
+        return attention_weights(q, k, scale=1.0, rows=rows)
+
+    def key_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) of the keys for a map of that size: smaller if keys are pooled."""
+        return -(-height // self.kv_pool), -(-width // self.kv_pool)
+
+    def _query_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._tokens(self.query(x)), self._tokens(self._pool(self.key(x)))
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return x if self.kv_pool == 1 else F.max_pool2d(x, self.kv_pool, ceil_mode=True)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """(B, heads * d, H, W) -> (B, heads, H*W, d)."""
+        return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"expected a feature map (batch, {self.in_channels}, height, width), got shape "
+                f"{tuple(x.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, num_heads={self.num_heads}, kv_pool={self.kv_pool}"

@@ -1,0 +1,115 @@
+"""Checkpoints that open with ``torch.load(weights_only=True)`` and rebuild their network alone.
+
+A checkpoint is a dict. Beside whatever the training loop keeps there, it has
+
+- ``"state_dict"``: the weights, the network's under ``network.``;
+- ``"cvattn"``: ``{"format", "model", "args", "meta"}``: the class in :mod:`cvattn.models`, the plain
+  arguments it was built with, and what a user needs to use it (classes, mean and std, image size,
+  the run's whole configuration).
+"""
+
+import pickle
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import cvattn.models as models
+
+FORMAT = 1
+PREFIX = "network."
+
+
+class CheckpointError(ValueError):
+    """The file is no checkpoint of ours, is damaged, or is of another model."""
+
+
+def describe(network: nn.Module, args: Mapping[str, Any], meta: Mapping[str, Any]) -> dict:
+    """The ``"cvattn"`` entry of a checkpoint; ``args`` and ``meta`` are plain (as in YAML)."""
+    name = type(network).__name__
+    if name not in models.__all__:
+        raise CheckpointError(f"{name} is not one of cvattn.models: {', '.join(models.__all__)}")
+    return {"format": FORMAT, "model": name, "args": dict(args), "meta": dict(meta)}
+
+
+def save(
+    path: str | PathLike[str],
+    network: nn.Module,
+    *,
+    args: Mapping[str, Any],
+    meta: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint that :func:`load` opens: weights, class, arguments and meta, no training."""
+    state = {PREFIX + key: value for key, value in network.state_dict().items()}
+    torch.save({"cvattn": describe(network, args, meta), "state_dict": state}, path)
+
+
+def read(path: str | PathLike[str], *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """The whole checkpoint as a dict, after checking that it is one of ours.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: not a checkpoint, damaged, or not written by cvattn.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path} is not a checkpoint, or is damaged or was written by code that is not "
+            f"trusted here ({reason})"
+        ) from error
+    ours = content.get("cvattn") if isinstance(content, dict) else None
+    if not isinstance(ours, dict) or not isinstance(content.get("state_dict"), dict):
+        raise CheckpointError(
+            f"{path} was not written by cvattn: it has no 'cvattn' entry. Weights of other "
+            "libraries come in through cvattn.weights."
+        )
+    if ours.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {ours.get('format')!r}, this version reads {FORMAT}"
+        )
+    return content
+
+
+def load(path: str | PathLike[str], *, map_location: str | torch.device = "cpu") -> nn.Module:
+    """The trained network from a checkpoint, in eval mode, without Hydra or Lightning.
+
+    Args:
+        path: a ``.ckpt`` of a run (``checkpoints/last.ckpt``) or a file written by :func:`save`.
+        map_location: device of the weights.
+
+    Returns:
+        The network, with ``.meta``: a dict with "classes", "mean", "std", "image_size", "channels"
+        and "config" (the run's resolved configuration).
+
+    Raises:
+        FileNotFoundError, CheckpointError: as in :func:`read`, or weights that do not fit the model.
+    """
+    content = read(path, map_location=map_location)
+    ours = content["cvattn"]
+    name = ours.get("model")
+    if name not in models.__all__:
+        raise CheckpointError(
+            f"{path} holds a {name!r}; this version knows {', '.join(models.__all__)}"
+        )
+    try:
+        network: nn.Module = getattr(models, name)(**ours["args"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {name} cannot be built as stored: {error}") from error
+    state = {
+        key.removeprefix(PREFIX): value
+        for key, value in content["state_dict"].items()
+        if key.startswith(PREFIX)
+    }
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the weights do not fit {name}: {error}") from error
+    network.meta = ours["meta"]
+    return network.to(map_location).eval()

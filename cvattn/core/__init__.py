@@ -1,0 +1,24 @@
+"""The shared attention and Transformer core. Imports torch and nothing else."""
+
+from cvattn.core import masks, positions
+from cvattn.core.attention import attention, attention_weights
+from cvattn.core.decoder import Decoder, DecoderLayer
+from cvattn.core.encoder import Encoder, EncoderLayer
+from cvattn.core.feed_forward import FeedForward
+from cvattn.core.multi_head import MultiHeadAttention
+from cvattn.core.residual import DropPath, LayerScale
+
+__all__ = [
+    "Decoder",
+    "DecoderLayer",
+    "DropPath",
+    "Encoder",
+    "EncoderLayer",
+    "FeedForward",
+    "LayerScale",
+    "MultiHeadAttention",
+    "attention",
+    "attention_weights",
+    "masks",
+    "positions",
+]

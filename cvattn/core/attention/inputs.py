@@ -1,0 +1,97 @@
+"""What attention accepts: shapes and dtypes checked once, masks brought to one form."""
+
+import torch
+from torch import Tensor
+
+
+def check_inputs(query: Tensor, key: Tensor, value: Tensor | None = None) -> None:
+    """Raise ValueError/TypeError unless q, k and v are (B, heads, L or S, E) and fit each other."""
+    named = {"query": query, "key": key} | ({} if value is None else {"value": value})
+    for name, tensor in named.items():
+        if tensor.ndim != 4:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; expected 4 dimensions "
+                "(batch, heads, tokens, head_dim). Add the missing ones with .unsqueeze()."
+            )
+        if tensor.shape[:2] != query.shape[:2]:
+            raise ValueError(
+                f"{name} has (batch, heads) = {tuple(tensor.shape[:2])}, query has "
+                f"{tuple(query.shape[:2])}; they must be equal (use .expand() to share keys)."
+            )
+        # Autocast brings the three to one dtype itself.
+        if tensor.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+            raise TypeError(
+                f"{name} is {tensor.dtype}, query is {query.dtype}; cast them to one dtype."
+            )
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"query is {query.shape[-1]} wide, key is {key.shape[-1]} wide; their last dimensions "
+            "are multiplied and must be equal (only the value may have another width)."
+        )
+    if value is not None and value.shape[-2] != key.shape[-2]:
+        raise ValueError(
+            f"key has {key.shape[-2]} tokens, value has {value.shape[-2]}; each key needs a value."
+        )
+
+
+def check_terms(
+    query: Tensor, key: Tensor, attn_mask: Tensor | None, attn_bias: Tensor | None
+) -> None:
+    """Raise unless ``attn_mask`` is bool, ``attn_bias`` float, and both broadcast to the scores."""
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        raise TypeError(
+            f"attn_mask is {attn_mask.dtype}; expected bool with True = may attend. A float that is "
+            "added to the scores goes in attn_bias=; masks of other conventions are turned by "
+            "cvattn.core.masks (from_torch_masks, from_zero_one, from_additive)."
+        )
+    if attn_bias is not None and not attn_bias.is_floating_point():
+        raise TypeError(
+            f"attn_bias is {attn_bias.dtype}; expected a float tensor that is added to the scores. "
+            "A bool mask (True = may attend) goes in attn_mask=."
+        )
+    scores = (*query.shape[:3], key.shape[2])
+    for name, term in (("attn_mask", attn_mask), ("attn_bias", attn_bias)):
+        if term is None:
+            continue
+        fits = term.ndim in (2, 4) and all(
+            size in (1, wanted)
+            for size, wanted in zip(term.shape, scores[-term.ndim :], strict=True)
+        )
+        if not fits:
+            hint = (
+                "A 3-D mask is ambiguous: use .unsqueeze(1) for one per sample, .unsqueeze(0) for "
+                "one per head."
+                if term.ndim == 3
+                else "A mask per key (batch, keys) comes from masks.length_mask, "
+                "masks.padding_mask or mask[:, None, None, :]."
+            )
+            raise ValueError(
+                f"{name} has shape {tuple(term.shape)}; expected (L, S) or (B, heads, L, S) "
+                f"broadcastable to the scores {scores}. {hint}"
+            )
+
+
+def causal_rows(length: int, key_length: int, rows: Tensor) -> Tensor:
+    """Rows of the bottom-right aligned causal mask: query i sees the keys up to i + (S - L)."""
+    keys = torch.arange(key_length, device=rows.device)
+    return keys <= rows[:, None] + (key_length - length)
+
+
+def merge_allowed(
+    query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, rows: Tensor | None
+) -> Tensor | None:
+    """One bool mask (True = may attend) from ``attn_mask`` and ``is_causal``, or None."""
+    length, key_length = query.shape[2], key.shape[2]
+    allowed = take_rows(attn_mask, length, rows)
+    if is_causal:
+        chosen = torch.arange(length, device=query.device) if rows is None else rows
+        causal = causal_rows(length, key_length, chosen)
+        allowed = causal if allowed is None else allowed & causal
+    return allowed
+
+
+def take_rows(term: Tensor | None, length: int, rows: Tensor | None) -> Tensor | None:
+    """The chosen query rows of a mask or bias; one that is shared by all rows stays as it is."""
+    if term is None or rows is None or term.shape[-2] != length:
+        return term
+    return term.index_select(-2, rows)

@@ -1,0 +1,101 @@
+"""The specification of attention, in a form meant to be read. Every faster route must equal it.
+
+    weights = softmax(scale * Q K^T + bias, over the allowed keys)        output = weights V
+
+Vaswani et al., "Attention Is All You Need" (2017), equation 1. Differences from
+``F.scaled_dot_product_attention``: ``is_causal`` is aligned to the bottom right, mask, bias and
+causality combine freely, and a query that may attend to nothing gets weights and output 0 with
+finite gradients on every path.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cvattn.core.attention.inputs import check_inputs, check_terms, merge_allowed, take_rows
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    attn_bias: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    rows: Sequence[int] | Tensor | None = None,
+) -> Tensor:
+    """The attention weights themselves, for all query rows or only for the chosen ones.
+
+    Args:
+        query: (B, heads, L, E).
+        key: (B, heads, S, E).
+        attn_mask: bool, True = may attend; (L, S) or broadcastable to (B, heads, L, S).
+        attn_bias: float, added to the scores; same shapes.
+        is_causal: query i sees the keys up to i + (S - L).
+        scale: factor on the scores; None = 1/sqrt(E).
+        rows: indices of query rows, in 0..L-1; None = all. Memory is linear in S for each row.
+
+    Returns:
+        (B, heads, L or len(rows), S); each row sums to 1, or is 0 where nothing may be attended to.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes that do not fit; rows out of range.
+    """
+    check_inputs(query, key)
+    check_terms(query, key, attn_mask, attn_bias)
+    length = query.shape[2]
+    if rows is not None:
+        rows = _check_rows(rows, length, query.device)
+    allowed = merge_allowed(query, key, attn_mask, is_causal, rows)
+    bias = take_rows(attn_bias, length, rows)
+    if rows is not None:
+        query = query.index_select(2, rows)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query * scale) @ key.mT
+    if bias is not None:
+        scores = scores + bias
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    if allowed is None and bias is None:
+        return scores.softmax(-1)
+    # A row of -inf alone would be 0/0: give it any finite scores, then weights of 0. The fills
+    # also cut its gradients to 0.
+    empty = (scores == float("-inf")).all(-1, keepdim=True)
+    return scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
+
+
+def reference_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    attn_bias: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Attention as the formula says it, storing all weights; arguments as in :func:`attention`."""
+    check_inputs(query, key, value)
+    weights = attention_weights(
+        query, key, attn_mask=attn_mask, attn_bias=attn_bias, is_causal=is_causal, scale=scale
+    )
+    if dropout_p > 0.0:
+        weights = F.dropout(weights, dropout_p)
+    return weights @ value
+
+
+def _check_rows(rows: Sequence[int] | Tensor, length: int, device: torch.device) -> Tensor:
+    rows = torch.as_tensor(rows, device=device)
+    if rows.numel() == 0:
+        rows = rows.long()  # an empty list has no dtype of its own
+    if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
+        raise ValueError(
+            f"rows must be a 1-D sequence of integers, got shape {tuple(rows.shape)} of {rows.dtype}"
+        )
+    if rows.numel() and (rows.min() < 0 or rows.max() >= length):
+        raise ValueError(f"rows must lie in 0..{length - 1}, got {rows.tolist()}")
+    return rows.long()

@@ -1,0 +1,199 @@
+"""Multi-head attention on tokens, for self-attention and cross-attention."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvattn.core.attention import attention, attention_weights
+from cvattn.core.attention.inputs import check_terms
+from cvattn.core.masks import causal_mask, combine_masks
+
+
+class MultiHeadAttention(nn.Module):
+    """softmax(Q_h K_h^T / sqrt(head_dim)) V_h for each head h, concatenated and projected.
+
+    Vaswani et al., "Attention Is All You Need" (2017), section 3.2.2. Same arithmetic as
+    ``nn.MultiheadAttention`` (``cvattn.weights`` copies weights both ways) with these differences:
+    batch first always; masks are True = may attend (adapters: ``cvattn.core.masks``); a query with
+    nothing to attend to gives the output bias, never NaN; query, key and value projections are
+    separate layers; weights come one set a head and only when asked for.
+
+    Args:
+        embed_dim: width of query and output, divisible by ``num_heads``.
+        num_heads: number of heads.
+        kdim, vdim: widths of key and value input; None = ``embed_dim``.
+        bias: biases in all four projections.
+        dropout: probability of dropping an attention weight, in training only.
+        add_bias_kv: append one learned key and value that every query may attend to.
+        add_zero_attn: append a key and a value of zeros.
+
+    Raises:
+        ValueError: ``embed_dim`` not divisible by ``num_heads``; dropout out of [0, 1).
+    """
+
+    no_weight_decay = frozenset({"bias_k", "bias_v"})
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+    ) -> None:
+        super().__init__()
+        check_heads(embed_dim, num_heads)
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout={dropout} is not a probability in [0, 1)")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.add_zero_attn = add_zero_attn
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.k_proj = nn.Linear(embed_dim if kdim is None else kdim, embed_dim, bias=bias)
+        self.v_proj = nn.Linear(embed_dim if vdim is None else vdim, embed_dim, bias=bias)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.bias_k = nn.Parameter(torch.empty(1, 1, embed_dim)) if add_bias_kv else None
+        self.bias_v = nn.Parameter(torch.empty(1, 1, embed_dim)) if add_bias_kv else None
+        self._reset_parameters()
+
+    def _reset_parameters(self) -> None:
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        for extra in (self.bias_k, self.bias_v):
+            if extra is not None:
+                nn.init.xavier_normal_(extra)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        attn_mask: Tensor | None = None,
+        attn_bias: Tensor | None = None,
+        is_causal: bool = False,
+        need_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend from ``query`` to ``key`` and ``value``.
+
+        Args:
+            query: (B, L, embed_dim).
+            key: (B, S, kdim); None = query (self-attention).
+            value: (B, S, vdim); None = key.
+            attn_mask: bool, True = may attend; (L, S) or broadcastable to (B, heads, L, S).
+            attn_bias: float added to the scores; same shapes.
+            is_causal: query i sees the keys up to i + (S - L).
+            need_weights: return ``(output, weights)``, weights (B, heads, L, S), before dropout
+                (S is larger by one for each of add_bias_kv and add_zero_attn).
+
+        Returns:
+            (B, L, embed_dim), or the pair. The output is the same, bit for bit, with and without
+            weights.
+        """
+        q, k, v, terms = self._project(query, key, value, attn_mask, attn_bias, is_causal)
+        heads = attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, **terms)
+        output = self.out_proj(heads.transpose(1, 2).flatten(2))
+        if not need_weights:
+            return output
+        return output, attention_weights(q, k, **terms)
+
+    def attention_weights(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        *,
+        attn_mask: Tensor | None = None,
+        attn_bias: Tensor | None = None,
+        is_causal: bool = False,
+        need_weights: bool = False,
+        rows: Sequence[int] | Tensor | None = None,
+    ) -> Tensor:
+        """The weights alone, for all query rows or the chosen ones: (B, heads, rows, S).
+
+        Takes what :meth:`forward` takes, so that a hook can pass on what it saw.
+        """
+        del need_weights
+        q, k, _, terms = self._project(query, key, value, attn_mask, attn_bias, is_causal)
+        return attention_weights(q, k, rows=rows, **terms)
+
+    def _project(
+        self,
+        query: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
+        attn_mask: Tensor | None,
+        attn_bias: Tensor | None,
+        is_causal: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, dict]:
+        key = query if key is None else key
+        value = key if value is None else value
+        for name, given, layer in (
+            ("query", query, self.q_proj),
+            ("key", key, self.k_proj),
+            ("value", value, self.v_proj),
+        ):
+            if given.ndim != 3 or given.shape[-1] != layer.in_features:
+                raise ValueError(
+                    f"{name} has shape {tuple(given.shape)}; expected (batch, tokens, "
+                    f"{layer.in_features})"
+                )
+        k, v = self.k_proj(key), self.v_proj(value)
+        if self.bias_k is not None and self.bias_v is not None:
+            k = torch.cat([k, self.bias_k.to(k.dtype).expand(k.shape[0], -1, -1)], dim=1)
+            v = torch.cat([v, self.bias_v.to(v.dtype).expand(v.shape[0], -1, -1)], dim=1)
+        if self.add_zero_attn:
+            k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+        extra = k.shape[1] - key.shape[1]
+        q = self._split(self.q_proj(query))
+        if extra:
+            # Before they are widened: a message must speak of the shapes that the caller gave.
+            check_terms(q, self._split(k[:, :-extra]), attn_mask, attn_bias)
+            # The appended keys are for everyone: causality is about the given ones.
+            if is_causal:
+                causal = causal_mask(query.shape[1], key.shape[1], device=query.device)
+                attn_mask, is_causal = combine_masks(attn_mask, causal), False
+            attn_mask = _append_columns(attn_mask, extra, key.shape[1], fill=True)
+            attn_bias = _append_columns(attn_bias, extra, key.shape[1], fill=0.0)
+        terms = {"attn_mask": attn_mask, "attn_bias": attn_bias, "is_causal": is_causal}
+        return q, self._split(k), self._split(v), terms
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, heads, N, head_dim); unflatten first: a view alone would mix tokens."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        return f"{self.embed_dim}, num_heads={self.num_heads}, dropout={self.dropout}"
+
+
+def _append_columns(
+    term: Tensor | None, extra: int, key_length: int, *, fill: float | bool
+) -> Tensor | None:
+    """Widen a mask or bias by ``extra`` keys; one that is shared by all keys is first spelled out."""
+    if term is None:
+        return None
+    if term.shape[-1] == 1:
+        term = term.expand(*term.shape[:-1], key_length)
+    return F.pad(term, (0, extra), value=fill)
+
+
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Raise ValueError, naming the nearest widths that work, unless the heads divide the width."""
+    if num_heads < 1 or embed_dim < 1:
+        raise ValueError(f"embed_dim={embed_dim} and num_heads={num_heads} must be at least 1")
+    if embed_dim % num_heads:
+        below = embed_dim // num_heads * num_heads
+        near = [str(width) for width in (below, below + num_heads) if width]
+        raise ValueError(
+            f"embed_dim={embed_dim} is not divisible by num_heads={num_heads}; nearest that are: "
+            + ", ".join(near)
+        )

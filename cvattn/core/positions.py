@@ -1,0 +1,138 @@
+"""Where a token is: sinusoidal in one and two dimensions, and a learned grid that can be resampled.
+
+All are added to tokens (B, N, D). Images are laid out row by row: token index = row * W + column.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoidal_1d(
+    length: int, dim: int, *, start: int = 0, device: torch.device | None = None
+) -> Tensor:
+    """(length, dim) of sines (even columns) and cosines (odd columns); any width, odd ones too.
+
+    Vaswani et al. (2017), section 3.5: column pair i has wavelength 2*pi * 10000^(2i/dim). An odd
+    ``dim`` ends with a sine that has no cosine.
+    """
+    position = torch.arange(start, start + length, device=device, dtype=torch.float64)
+    even = torch.arange(0, dim, 2, device=device, dtype=torch.float64)
+    angle = position[:, None] * torch.exp(even * (-math.log(10000.0) / dim))
+    table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+    return table[:, :dim].to(torch.get_default_dtype())
+
+
+def sincos_2d(height: int, width: int, dim: int, *, device: torch.device | None = None) -> Tensor:
+    """(H*W, dim): the first half of the columns encodes the row, the second half the column.
+
+    Each half is [sines, cosines] with wavelengths from 2*pi towards 10000 * 2*pi, as in the released
+    code of He et al., "Masked Autoencoders" (2021), with the row first. ``dim`` must divide by 4.
+    """
+    if dim % 4:
+        raise ValueError(f"dim={dim} must be divisible by 4: sines and cosines of row and column")
+    quarter = torch.arange(dim // 4, device=device, dtype=torch.float64) / (dim // 4)
+    frequency = 10000.0**-quarter
+    halves = [
+        torch.cat([angle.sin(), angle.cos()], dim=-1)
+        for angle in (
+            torch.arange(size, device=device, dtype=torch.float64)[:, None] * frequency
+            for size in (height, width)
+        )
+    ]
+    rows = halves[0][:, None].expand(-1, width, -1)
+    columns = halves[1][None].expand(height, -1, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1).to(torch.get_default_dtype())
+
+
+class SinusoidalPositions(nn.Module):
+    """Adds :func:`sinusoidal_1d` to (B, N, D). Nothing is learned and nothing is stored in the state.
+
+    Args:
+        embed_dim: D.
+        max_length: size of the table kept ready; longer sequences are computed when they come.
+    """
+
+    table: Tensor
+
+    def __init__(self, embed_dim: int, *, max_length: int = 512) -> None:
+        super().__init__()
+        self.register_buffer("table", sinusoidal_1d(max_length, embed_dim), persistent=False)
+
+    def forward(self, x: Tensor, *, lengths: Tensor | None = None, start: int = 0) -> Tensor:
+        """x (B, N, D) -> (B, N, D).
+
+        Args:
+            lengths: (B,); positions at and beyond a sample's length add 0 instead.
+            start: position of the first token, for sequences that are fed piece by piece.
+        """
+        size, dim = x.shape[-2:]
+        if dim != self.table.shape[1]:
+            raise ValueError(f"tokens are {dim} wide, positions {self.table.shape[1]}")
+        if start + size <= self.table.shape[0]:
+            positions = self.table[start : start + size]
+        else:
+            positions = sinusoidal_1d(size, dim, start=start, device=x.device)
+        positions = positions.to(x.dtype)
+        if lengths is not None:
+            real = torch.arange(size, device=x.device) < lengths[:, None]
+            positions = positions * real[..., None]
+        return x + positions
+
+
+class LearnedGridPositions(nn.Module):
+    """Adds a learned (H, W) grid of positions to (B, H*W, D), as ViT does.
+
+    Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021). The grid is part of the state, so a
+    table for another grid is refused rather than added with rows and columns misplaced.
+
+    Args:
+        embed_dim: D.
+        grid: (H, W) of the tokens.
+    """
+
+    grid: Tensor
+    no_weight_decay = frozenset({"table"})
+
+    def __init__(self, embed_dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        height, width = grid
+        self.table = nn.Parameter(torch.empty(height * width, embed_dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+        self.register_buffer("grid", torch.tensor([height, width]))
+        # Kept as plain numbers too: a forward pass must not read a device tensor.
+        self._size = (height, width)
+
+    def forward(self, x: Tensor, *, grid: tuple[int, int]) -> Tensor:
+        """x (B, H*W, D), whose tokens lie on ``grid``; another grid than the learned one raises."""
+        if tuple(grid) != self._size:
+            raise ValueError(
+                f"positions were learned on a grid of {self._size} tokens (H, W), the input has "
+                f"{tuple(grid)}; resize the image, or call resample({tuple(grid)}) first"
+            )
+        return x + self.table
+
+    @torch.no_grad()
+    def resample(self, grid: tuple[int, int]) -> None:
+        """Interpolate the table to another (H, W), bicubic with antialiasing, in place."""
+        (height, width), new = self._size, (int(grid[0]), int(grid[1]))
+        if new == self._size:
+            return
+        image = self.table.detach().unflatten(0, (height, width)).permute(2, 0, 1)[None]
+        image = F.interpolate(image.float(), size=new, mode="bicubic", antialias=True)
+        table = image[0].flatten(1).T.to(self.table.dtype).contiguous()
+        self.table = nn.Parameter(table, requires_grad=self.table.requires_grad)
+        self.grid.copy_(torch.tensor(new))
+        self._size = new
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
+        given = state_dict.get(prefix + "grid")
+        if given is not None and tuple(given.tolist()) != self._size:
+            raise ValueError(
+                f"{prefix}grid: the state was learned on a grid of {tuple(given.tolist())} tokens "
+                f"(H, W), this model has {self._size}; build the model for that image size, load, "
+                f"and then call resample({self._size})"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,36 @@
+"""What a network costs: multiply-accumulates and parameters."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def count_macs(module: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-accumulates of one forward pass: convolutions, linear layers, attention products.
+
+    Attention is counted on its reference products with true widths, whatever kernel will run. The
+    module's mode and buffers are left as they are.
+    """
+    training = module.training
+    module.eval()
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            module(*inputs)
+    finally:
+        module.train(training)
+    return counter.get_total_flops() // 2
+
+
+def training_pflop(macs_per_image: int, images: int) -> float:
+    """Cost of training in PFLOP: 6 x MACs x images / 1e15.
+
+    A multiply-accumulate is 2 operations, and the backward pass costs about twice the forward.
+    """
+    return 6 * macs_per_image * images / 1e15

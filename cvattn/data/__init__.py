@@ -1,0 +1,22 @@
+"""Data modules: images in memory, augmented a batch at a time, with no worker processes."""
+
+from cvattn.data.auto import Choice, choose
+from cvattn.data.checks import DataError
+from cvattn.data.cifar10 import CIFAR10Data
+from cvattn.data.digits import DigitsData
+from cvattn.data.folder import FolderData
+from cvattn.data.image_data import ImageDataModule
+from cvattn.data.info import DataInfo
+from cvattn.data.loader import BatchLoader
+
+__all__ = [
+    "BatchLoader",
+    "CIFAR10Data",
+    "Choice",
+    "DataError",
+    "DataInfo",
+    "DigitsData",
+    "FolderData",
+    "ImageDataModule",
+    "choose",
+]

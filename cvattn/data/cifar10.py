@@ -1,0 +1,197 @@
+"""CIFAR-10 from any of the forms that people have, or downloaded."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from cvattn.data import cifar10_files as files
+from cvattn.data import download
+from cvattn.data.augment import Augmentation, CropFlip
+from cvattn.data.checks import DataError
+from cvattn.data.image_data import ImageDataModule, ImageSet, fill_colour
+from cvattn.data.info import DataInfo
+from cvattn.data.split import stratified_split
+
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+# Of the 50,000 official training images. The 0.2023, 0.1994, 0.2010 seen elsewhere are not their
+# standard deviations.
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+VAL = 5_000
+SPLIT_SEED = 2009
+SOURCES = (
+    download.Source(
+        "www.cs.toronto.edu",
+        (
+            download.RemoteFile(
+                "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                files.ARCHIVE,
+                170_498_071,
+            ),
+        ),
+    ),
+    download.Source(
+        "huggingface.co",
+        tuple(
+            download.RemoteFile(
+                f"https://huggingface.co/datasets/uoft-cs/cifar10/resolve/main/plain_text/{name}",
+                f"cifar10/plain_text/{name}",
+                size,
+            )
+            for name, size in zip(files.PARQUETS.values(), (119_705_255, 23_940_850), strict=True)
+        ),
+    ),
+)
+TO_DO = (
+    "put cifar-10-python.tar.gz, its extracted folder cifar-10-batches-py, or the two parquet "
+    "files train-00000-of-00001.parquet and test-00000-of-00001.parquet into {root}; or name the "
+    "folder that has them with data.root=... or CVATTN_DATA=...; or train on data=digits, which "
+    "needs no download"
+)
+
+
+class CIFAR10Data(ImageDataModule):
+    """CIFAR-10 (Krizhevsky, 2009): 32 x 32 colour photographs of 10 classes.
+
+    45,000 images train, 5,000 (500 of each class, the same in every run) validate, the 10,000
+    official test images test. ``.info.official_pixels`` says whether the pixels are the published
+    ones: copies that were encoded as JPEG exist, and accuracies on them are lower.
+
+    Args:
+        root: a folder with the official ``cifar-10-python.tar.gz``, its extracted folder, or the
+            two parquet files of the Hugging Face copy (in the root, ``plain_text/`` or
+            ``cifar10/``). Where there is none, ``prepare_data()`` downloads into it, unless
+            ``CVATTN_OFFLINE=1``.
+        batch_size, eval_batch_size, seed: as in :class:`ImageDataModule`.
+        crop_pad, flip, cutout: see :class:`cvattn.data.augment.CropFlip`.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | Path = "data",
+        batch_size: int = 512,
+        eval_batch_size: int = 1000,
+        seed: int = 0,
+        crop_pad: int = 4,
+        flip: str = "alternating",
+        cutout: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        self.root = Path(root).expanduser().absolute()
+        self._crop_flip = CropFlip(
+            crop_pad=crop_pad, flip=flip, cutout=cutout, fill=fill_colour(MEAN)
+        )
+        self._crop_flip.check_fits(32, 32)
+
+    def describe(self) -> DataInfo:
+        """Constants; looks at file names only."""
+        if self.info is not None:
+            return self.info
+        found = files.find(self.root)
+        return DataInfo(
+            name="cifar10",
+            classes=CLASSES,
+            channels=3,
+            image_size=(32, 32),
+            mean=MEAN,
+            std=STD,
+            train_size=files.COUNTS["train"] - VAL,
+            val_size=VAL,
+            test_size=files.COUNTS["test"],
+            source=found.words if found else f"to be downloaded into {self.root}",
+        )
+
+    def prepare_data(self) -> None:
+        """Check what is there, download what is not; one process at a time.
+
+        Raises:
+            DataError: a damaged file of the user's own (it is not touched), no network (within 20
+                seconds, with what was tried), or ``CVATTN_OFFLINE=1`` and nothing to read.
+        """
+        found = files.find(self.root)
+        if found is not None and files.problem(found) is None:
+            return
+        if found is None and download.is_offline():
+            raise DataError(
+                f"CIFAR-10 is not in {self.root} and CVATTN_OFFLINE forbids downloads; "
+                + TO_DO.format(root=self.root)
+            )
+        if found is not None:
+            self._refuse_unless_ours(found)
+        with download.lock(self.root):
+            # Another process may have finished while this one waited. Twice: a fresh download
+            # that is damaged as well is fetched once more.
+            for _ in range(3):
+                found = files.find(self.root)
+                if found is None:
+                    _fetch_fastest(self.root)
+                elif files.problem(found) is None:
+                    return
+                else:
+                    kept = download.set_aside(self._refuse_unless_ours(found))
+                    print(f"set aside as damaged: {kept}", file=sys.stderr)
+            found = files.find(self.root)
+            if found is None or files.problem(found) is not None:
+                raise DataError(
+                    "what the server sends is not CIFAR-10; " + TO_DO.format(root=self.root)
+                )
+
+    def _refuse_unless_ours(self, found: files.Found) -> Path:
+        """The damaged file, if it may be fetched again; DataError if not."""
+        path, what = files.problem(found) or (found.paths[0], "is damaged")
+        if not download.is_ours(path):
+            raise DataError(
+                f"{path} {what}; it is not a file that we downloaded, so it stays as it is: "
+                "replace or remove it"
+            )
+        if download.is_offline():
+            raise DataError(f"{path} {what}; CVATTN_OFFLINE forbids fetching it again: remove it")
+        return path
+
+    def _augmentation(self) -> Augmentation | None:
+        return self._crop_flip
+
+    def _read(self) -> tuple[Mapping[str, ImageSet], DataInfo]:
+        found = files.find(self.root)
+        if found is None:
+            raise DataError(
+                f"CIFAR-10 is not in {self.root}; call prepare_data() first (a Trainer does), or "
+                + TO_DO.format(root=self.root)
+            )
+        both = files.read(found)
+        labels = both["train"].labels
+        train, val = stratified_split(labels, VAL, seed=SPLIT_SEED)
+        sets = {
+            "train": ImageSet(both["train"].images[train], labels[train]),
+            "val": ImageSet(both["train"].images[val], labels[val]),
+            "test": both["test"],
+        }
+        official = files.has_official_pixels(both["test"].images)
+        info = dataclasses.replace(self.describe(), official_pixels=official, source=found.words)
+        return sets, info
+
+
+def promise() -> tuple[download.Promise | None, str]:
+    """The fastest source that answers within a few seconds, and what was tried, in words."""
+    promises = download.probe(SOURCES)
+    tried = "; ".join(
+        f"{p.source.files[0].url}: {p.problem or f'about {p.seconds:.0f} s'}" for p in promises
+    )
+    answered = [p for p in promises if p.seconds is not None]
+    return min(answered, key=lambda p: p.seconds or 0.0, default=None), tried
+
+
+def _fetch_fastest(root: Path) -> None:
+    best, tried = promise()
+    if best is None:
+        raise DataError(
+            f"CIFAR-10 is not in {root} and no server answered (tried {tried}); "
+            + TO_DO.format(root=root)
+        )
+    for file in best.source.files:
+        if not (root / file.path).exists():
+            download.fetch(file, root)

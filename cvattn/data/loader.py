@@ -1,0 +1,131 @@
+"""Batches from arrays in memory, in an order that depends on (seed, epoch) alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from cvattn.data.augment import Augmentation
+from cvattn.data.checks import check_int
+from cvattn.data.counter import permutation
+
+
+def check_world_size(batch_size: int, world_size: int) -> None:
+    """ValueError unless ``world_size`` processes can share a global batch equally."""
+    if batch_size % world_size:
+        below = batch_size // world_size * world_size
+        near = " and ".join(str(n) for n in (below, below + world_size) if n)
+        raise ValueError(
+            f"batch_size={batch_size} is the batch of all {world_size} processes together and is "
+            f"not divisible by {world_size}; nearest that are: {near}"
+        )
+
+
+class BatchLoader:
+    """Yields ``(images, labels)``: float32 (B, C, H, W), normalised, and int64 (B,).
+
+    Not a ``torch.utils.data.DataLoader``: it starts no workers, Lightning leaves it as it is (no
+    ``DistributedSampler``), and every process knows its own part.
+
+    Training (``train=True``): the order is a function of (seed, epoch); a global batch is divided
+    among the processes, so the images of a step, and their augmentation, are the same for any
+    number of processes. No image comes twice in an epoch; the tail that fills no batch is left
+    out (another one each epoch). A set smaller than one batch is one batch.
+
+    Evaluation: every image exactly once over all processes, whose parts differ by at most one
+    image; the number of batches is the same on each (unless a process has fewer images than
+    there are batches).
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        batch_size: of all processes together in training; of one process in evaluation.
+        mean, std: per channel, of pixels scaled to 0..1.
+        train: shuffle and drop the tail (True), or every image once in order (False).
+        augment: see :mod:`cvattn.data.augment`; applied before normalisation.
+        seed: of the order and the augmentation.
+        epoch: called at each ``iter()``; says which epoch begins.
+        rank, world_size: this process and the number of processes.
+        device: where the arrays are kept and the batches are made; None: where they are.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        train: bool = False,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        epoch: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        check_int("batch_size", batch_size, minimum=1)
+        check_int("world_size", world_size, minimum=1)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank} must lie in 0..{world_size - 1}")
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
+            raise ValueError(
+                f"images must be uint8 (N, C, H, W) with N labels, got {images.dtype} of shape "
+                f"{tuple(images.shape)} with {len(labels)} labels"
+            )
+        if not len(mean) == len(std) == images.shape[1]:
+            raise ValueError(
+                f"mean and std need one value for each of {images.shape[1]} channels, got "
+                f"{len(mean)} and {len(std)}"
+            )
+        if train:
+            check_world_size(batch_size, world_size)
+            if len(images) < world_size:
+                raise ValueError(
+                    f"{len(images)} training images cannot be shared by {world_size} processes"
+                )
+        self.images = images.to(device)
+        self.labels = labels.to(device)
+        self.batch_size = batch_size
+        self.train = train
+        self.augment = augment
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        self._epoch = epoch
+        shape, target = (1, -1, 1, 1), self.images.device
+        # Pixels stay in 0..255 until the last step: (x - 255 mean) / (255 std).
+        self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).float().view(shape).to(target)
+        self._rate = (1 / (torch.tensor(std, dtype=torch.float64) * 255)).float()
+        self._rate = self._rate.view(shape).to(target)
+
+    def __len__(self) -> int:
+        if self.train:
+            return max(len(self.images) // self.batch_size, min(len(self.images), 1))
+        largest = -(-len(self.images) // self.world_size)
+        mine = len(range(self.rank, len(self.images), self.world_size))
+        return min(-(-largest // self.batch_size), mine)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch = self._epoch()
+        for index in self.batch_indices(epoch):
+            yield self.batch(index.to(self.images.device), epoch)
+
+    def batch_indices(self, epoch: int = 0) -> list[Tensor]:
+        """The positions in the set of this process's images, one int64 tensor for each batch."""
+        count, steps = len(self.images), len(self)
+        if not self.train:
+            mine = torch.arange(self.rank, count, self.world_size)
+            return list(mine.tensor_split(steps)) if steps else []
+        order = permutation(self.seed, epoch, count)
+        return [
+            part.tensor_split(self.world_size)[self.rank]
+            for part in order.split(self.batch_size)[:steps]
+        ]
+
+    def batch(self, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """The images at ``index`` (int64, on the arrays' device), as ``iter()`` yields them."""
+        images = self.images[index]
+        if self.augment is not None:
+            images = self.augment(images, index, seed=self.seed, epoch=epoch)
+        return images.float().sub_(self._mean).mul_(self._rate), self.labels[index]

@@ -1,0 +1,17 @@
+"""From a configuration to a trained network and its report."""
+
+from cvattn.harness.callbacks import AttentionMonitor
+from cvattn.harness.command_line import check_command_line
+from cvattn.harness.csv_log import CSVLog
+from cvattn.harness.errors import ConfigError, TrainingStopped
+from cvattn.harness.fit import fit, plain_errors
+
+__all__ = [
+    "AttentionMonitor",
+    "CSVLog",
+    "ConfigError",
+    "TrainingStopped",
+    "check_command_line",
+    "fit",
+    "plain_errors",
+]

@@ -1,0 +1,137 @@
+"""What happens beside the training steps: exact resume, clear ends, a look at the attention."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from cvattn.blocks import SelfAttention2d
+from cvattn.harness.errors import TrainingStopped
+from cvattn.maps import attention_entropy, attention_modules, capture_attention
+
+
+class ReseedEachBatch(pl.Callback):
+    """Makes the random state of each step a function of (seed, step, process).
+
+    Lightning does not restore generators, so a continued run with dropout would differ from one
+    that was never interrupted. This way the two are equal, bit for bit.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Not global_step, which stands still while gradients accumulate.
+        key = f"{self.seed} {trainer.current_epoch} {batch_idx} {trainer.global_rank}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
+
+
+class StopWhenNotFinite(pl.Callback):
+    """Ends training at the first loss that is NaN or infinite, with the last good checkpoint kept."""
+
+    def __init__(self) -> None:
+        self._bad: Tensor | None = None
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        bad = ~torch.isfinite(loss.detach())
+        # Reading a value of a GPU waits for it, so there it is read now and then.
+        if loss.device.type != "cpu" and batch_idx % 50 and not trainer.is_last_batch:
+            self._bad = bad if self._bad is None else self._bad | bad
+            return
+        if bool(bad) or (self._bad is not None and bool(self._bad)):
+            raise TrainingStopped(
+                f"the loss became {loss.item()} at step {trainer.global_step} (epoch "
+                f"{trainer.current_epoch + 1}). A lower learning rate "
+                "(recipe.optimizer.lr), a longer recipe.warmup, trainer.gradient_clip_val=1.0 or "
+                "trainer.precision=32-true often help."
+            )
+        self._bad = None
+
+
+class SavedContents(pl.Callback):
+    """Puts into every checkpoint what ``cvattn.load`` and ``ckpt_path=`` need; plain values only."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        self.entry = entry
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["cvattn"] = self.entry
+
+
+class SayHowToContinue(pl.Callback):
+    """After Ctrl-C or SIGTERM: where the last checkpoint is and what continues the run."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.interrupted = False
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if not isinstance(exception, (KeyboardInterrupt, SIGTERMException, TrainingStopped)):
+            return
+        self.interrupted = isinstance(exception, KeyboardInterrupt)
+        if trainer.is_global_zero:
+            print(f"\n{how_to_continue(self.run_dir)}", flush=True)
+
+
+def how_to_continue(run_dir: Path) -> str:
+    """The command that continues the run, or why there is none yet."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        return "Stopped before the first epoch was over: nothing is saved yet."
+    if last.is_relative_to(Path.cwd()):
+        last = last.relative_to(Path.cwd())
+    return f"Stopped. The last whole epoch is kept; continue with\n  python train.py ckpt_path={last}"
+
+
+class AttentionMonitor(pl.Callback):
+    """Logs once an epoch the gamma of each SAGAN block and the entropy of each attention block.
+
+    ``gamma/<block>``; ``entropy/<block>`` in nats, averaged over heads and over fixed validation
+    images.
+
+    Args:
+        num_images: how many validation images.
+    """
+
+    def __init__(self, num_images: int = 64) -> None:
+        if num_images < 1:
+            raise ValueError(f"num_images={num_images} must be at least 1")
+        self.num_images = num_images
+        self._images: Tensor | None = None
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        network = pl_module.network
+        blocks = attention_modules(network)
+        if trainer.sanity_checking or not blocks:
+            return
+        values = {
+            f"gamma/{name}": block.gamma.detach().float()[0]
+            for name, block in blocks.items()
+            if isinstance(block, SelfAttention2d)
+        }
+        if self._images is None:
+            self._images = trainer.datamodule.example_images(self.num_images)[0]
+        with torch.no_grad(), capture_attention(network) as maps:
+            network(self._images.to(pl_module.device))
+        for name, weights in maps.items():
+            values[f"entropy/{name}"] = attention_entropy(weights).mean().float()
+        # Every process computes the same values from the same images.
+        pl_module.log_dict(values, on_epoch=True, batch_size=1, rank_zero_only=True)

@@ -1,0 +1,178 @@
+"""Everything that can be wrong with a configuration, found before any data is loaded."""
+
+import inspect
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import hydra.utils
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+from torch import nn
+from torch.optim import Optimizer
+
+from cvattn.harness.errors import ConfigError, did_you_mean
+
+# What a `_target_` may be, by where it stands: a configuration cannot call anything else.
+KINDS: dict[str, type] = {
+    "model": nn.Module,
+    "data": pl.LightningDataModule,
+    "data.*": pl.LightningDataModule,
+    "task": pl.LightningModule,
+    "task.optimizer": Optimizer,
+    "recipe.optimizer": Optimizer,
+    "trainer": pl.Trainer,
+    "callbacks.*": pl.Callback,
+    "logger.*": Logger,
+}
+# Arguments that the harness passes itself.
+GIVEN = {"task": {"network"}, "task.optimizer": {"params"}, "recipe.optimizer": {"params"}}
+TOP_LEVEL = {
+    *("data", "task", "model", "recipe", "trainer", "callbacks", "logger"),
+    *("seed", "compile", "ckpt_path", "run_dir"),
+}
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Raise ConfigError unless every ``_target_`` is of its kind and takes the values given to it."""
+    for key in cfg:
+        if key not in TOP_LEVEL:
+            raise ConfigError(f"unknown key {key!r}{did_you_mean(str(key), TOP_LEVEL)}")
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    for name, annotation in (("seed", int | None), ("compile", bool), ("ckpt_path", str | None)):
+        if not fits(plain[name], annotation):
+            raise ConfigError(f"{name}={plain[name]!r}: expected {_show(annotation)}")
+    for path, node in _targets(plain):
+        _check_target(path, node)
+
+
+def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield path, dict(node)
+        for key, child in node.items():
+            yield from _targets(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from _targets(child, f"{path}.{index}")
+
+
+def _check_target(path: str, node: dict) -> None:
+    kind = KINDS.get(path) or KINDS.get(path.rsplit(".", 1)[0] + ".*")
+    if kind is None:
+        raise ConfigError(f"{path} has a _target_; those belong to {', '.join(KINDS)}")
+    cls = _resolve(path, node["_target_"])
+    if not (inspect.isclass(cls) and issubclass(cls, kind)):
+        raise ConfigError(
+            f"{path}._target_={node['_target_']}: expected a {kind.__module__}.{kind.__name__}"
+        )
+    signature = inspect.signature(cls)
+    parameters = signature.parameters
+    values = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name, value in values.items():
+        if name not in parameters:
+            if open_ended:
+                continue
+            raise ConfigError(
+                f"{path}.{name}: {cls.__name__} has no such argument"
+                + did_you_mean(name, parameters)
+            )
+        if value == "???" or _has_target(value):
+            continue
+        annotation = _annotation(cls, parameters[name])
+        if path == "trainer" and name == "precision" and value == "auto":
+            continue  # the harness replaces it by what the probe says
+        if not fits(value, annotation):
+            raise ConfigError(f"{path}.{name}={value!r}: expected {_show(annotation)}")
+    required = {
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
+    missing = required - set(values) - GIVEN.get(path, set())
+    if missing and not node.get("_partial_"):
+        raise ConfigError(f"{path}: {cls.__name__} also needs {', '.join(sorted(missing))}")
+
+
+def _resolve(path: str, target: Any) -> Any:
+    if not isinstance(target, str):
+        raise ConfigError(f"{path}._target_={target!r}: expected the dotted name of a class")
+    try:
+        return hydra.utils.get_object(target)
+    except Exception as error:
+        parent, _, leaf = target.rpartition(".")
+        try:
+            known = [f"{parent}.{name}" for name in dir(hydra.utils.get_object(parent))]
+        except Exception:
+            known = []
+        near = did_you_mean(target, known) if leaf and known else ""
+        near = near if near.startswith("; did you mean") else ""
+        raise ConfigError(f"{path}._target_={target}: there is no such class{near}") from error
+
+
+def _annotation(cls: type, parameter: inspect.Parameter) -> Any:
+    try:
+        return typing.get_type_hints(cls.__init__).get(parameter.name, Any)
+    except (NameError, TypeError):
+        return Any
+
+
+def _has_target(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a YAML value may be passed where ``annotation`` is asked for.
+
+    An int serves as a float and a list as any sequence; a bool is not a number. What an annotation
+    says beyond YAML's own types is left to the constructor.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in arguments)
+    if origin is typing.Annotated:
+        return fits(value, arguments[0])
+    if annotation is None or annotation is type(None):
+        return value is None
+    if annotation is bool:
+        return isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is str:
+        return isinstance(value, str)
+    if origin is tuple and arguments and Ellipsis not in arguments:
+        return (
+            isinstance(value, (list, tuple))
+            and len(value) == len(arguments)
+            and all(fits(v, a) for v, a in zip(value, arguments, strict=True))
+        )
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        return isinstance(value, (list, tuple)) and all(fits(v, arguments[0]) for v in value)
+    if inspect.isclass(annotation) and annotation is not object:
+        # A class that YAML cannot write (a Tensor, a Path): plain scalars other than text don't fit.
+        return isinstance(value, (annotation, str)) if annotation.__module__ != "torch" else False
+    return True
+
+
+def _show(annotation: Any) -> str:
+    """An annotation as a person would write it."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_show(a) for a in arguments)
+    if annotation is type(None):
+        return "null"
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        return "a list of " + ", ".join(_show(a) for a in arguments if a is not Ellipsis)
+    return getattr(annotation, "__name__", str(annotation))

@@ -1,0 +1,82 @@
+"""``metrics.csv``: one row an epoch, kept and continued when a run is."""
+
+import csv
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+
+class CSVLog(Logger):
+    """Writes the metrics of each epoch as a row, with every metric ever seen as a column.
+
+    Lightning's own CSVLogger deletes the file of a run that is continued. Here rows are keyed by
+    epoch: those that a continued run trains again take the place of the old ones.
+
+    Args:
+        path: the file; read if it exists.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self.rows: dict[int, dict[str, Any]] = read_metrics(self.path)
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "CSVLog":
+        return self
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration is in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = dict(metrics)
+        epoch = values.pop("epoch", None)
+        if epoch is None or not values or any(key.startswith("test/") for key in values):
+            return
+        row = self.rows.setdefault(int(epoch), {"epoch": int(epoch)})
+        row.update({"step": step, **values})
+
+    def forget_from(self, epoch: int) -> None:
+        """Drop the rows of this epoch and later ones, which are about to be trained again."""
+        self.rows = {e: row for e, row in self.rows.items() if e < epoch}
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self.rows:
+            return
+        columns = ["epoch", "step"]
+        columns += sorted({key for row in self.rows.values() for key in row} - set(columns))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".csv.partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
+        partial.replace(self.path)
+
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, Any]]:
+    """{epoch: {column: number}} of a metrics.csv; empty if there is none."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return {int(row["epoch"]): {**row, "epoch": int(row["epoch"])} for row in rows}

@@ -1,0 +1,25 @@
+"""Errors that are the user's to mend: shown as a message, without a traceback."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(ValueError):
+    """The configuration or command line cannot be run; raised before any data is loaded."""
+
+
+class TrainingStopped(RuntimeError):
+    """Training ended early for a reason that the message names; what was saved is kept."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """'; did you mean a, b?' with near matches, or the whole list when there is none."""
+    known = list(known)
+    near = get_close_matches(given, known, n=3, cutoff=0.6)
+    if not near and "." in given:
+        # The right key in the wrong place: recipe.lr for recipe.optimizer.lr.
+        leaf = given.rsplit(".", 1)[1]
+        near = [name for name in known if name.rsplit(".", 1)[-1] == leaf][:3]
+    if near:
+        return f"; did you mean {', '.join(near)}?"
+    return f"; there are: {', '.join(sorted(known))}" if known else ""

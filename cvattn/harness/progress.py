@@ -1,0 +1,139 @@
+"""A run as it goes: one bar for the whole training, one line for each epoch."""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Throughput(pl.Callback):
+    """Counts images and time over the whole run, also when it is continued.
+
+    Attributes:
+        images: training images seen, over all processes.
+        training_seconds: in training steps.
+        seconds: from the start of training to its end, validation and checkpoints included.
+    """
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.training_seconds = 0.0
+        self.seconds = 0.0
+        self._began = 0.0
+        self._epoch_began = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.training_seconds if self.training_seconds else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "images": self.images,
+            "training_seconds": self.training_seconds,
+            "seconds": self.seconds + time.perf_counter() - self._began,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images = state_dict["images"]
+        self.training_seconds = state_dict["training_seconds"]
+        self.seconds = state_dict["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epoch_began = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.images += len(batch[1]) * trainer.world_size
+        now = time.perf_counter()
+        self.training_seconds += now - self._epoch_began
+        self._epoch_began = now
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
+class ProgressLines(pl.Callback):
+    """A progress bar over all steps where there is a terminal, and a line for each epoch anywhere."""
+
+    def __init__(self, console: Console, throughput: Throughput) -> None:
+        self.console = console
+        self.throughput = throughput
+        self._bar: Progress | None = None
+        self._shown = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not (trainer.is_global_zero and self.console.is_terminal):
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[now]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task(
+            "training", total=int(trainer.estimated_stepping_batches), now=""
+        )
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        # Ten times a second is what an eye can follow; the loss is read (and waited for) only then.
+        if self._bar is None or time.perf_counter() - self._shown < 0.1:
+            return
+        self._shown = time.perf_counter()
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        metrics = trainer.callback_metrics
+        accuracy = f"val {metrics['val/accuracy']:.1%}  " if "val/accuracy" in metrics else ""
+        self._bar.update(
+            self._task,
+            description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            completed=trainer.global_step,
+            now=f"loss {float(loss):.3f}  {accuracy}"
+            f"{self.throughput.images_per_second:,.0f} images/s",
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        parts = [f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"]
+        for key, text in (("train/loss", "loss {:.3f}"), ("train/accuracy", "train {:.1%}")):
+            if key in metrics:
+                parts.append(text.format(float(metrics[key])))
+        if "val/accuracy" in metrics:
+            parts.append(f"val {float(metrics['val/accuracy']):.1%}")
+        parts.append(f"{self.throughput.images_per_second:,.0f} images/s")
+        self.console.print("  ".join(parts), highlight=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,115 @@
+"""What a person reads at the start and the end of a run, and ``summary.json``."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+import cvattn
+from cvattn.data import DataInfo
+
+
+def pixels(info: DataInfo) -> str:
+    """The data's name as it must stand beside every figure from it."""
+    return f"{info.name} (JPEG copy)" if info.official_pixels is False else info.name
+
+
+def show_start(console: Console, lines: dict[str, str], title: str) -> None:
+    """One short panel."""
+    table = Table.grid(padding=(0, 2))
+    for key, text in lines.items():
+        table.add_row(f"[bold]{key}[/bold]", text)
+    console.print(Panel(table, title=title, title_align="left", expand=False))
+
+
+def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: list[str]) -> None:
+    """One table, and what to do next."""
+    table = Table(title=f"{summary['model']} on {summary['data']['label']}", title_justify="left")
+    for name in ("validation accuracy", "test accuracy", "minutes", "images/s", "training PFLOP"):
+        table.add_column(name, justify="right")
+    table.add_row(
+        _percent(summary["val"].get("accuracy")),
+        _percent(summary["test"].get("accuracy")),
+        f"{summary['minutes']:.1f}",
+        f"{summary['images_per_second']:,.0f}",
+        f"{summary['pflop']:.4f}",
+    )
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False)
+    folder = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
+    console.print(f"Everything is in {folder}/: {', '.join(summary['files'])}", highlight=False)
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if last.exists():
+        path = folder / "checkpoints" / "last.ckpt"
+        console.print("Next:", highlight=False)
+        for command in (
+            f"python -m cvattn evaluate {path}",
+            f"python -m cvattn predict {path} IMAGE...",
+            f"python train.py ckpt_path={path} trainer.max_epochs={2 * summary['epochs']}",
+        ):
+            console.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What it ran on, without names of hosts or people."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [
+            line.partition(":")[2].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        processor = models[0] if models else processor
+    return {
+        "system": platform.system(),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "cvattn": cvattn.__version__,
+        "torch": torch.__version__,
+        "pytorch_lightning": pl.__version__,
+        "numpy": numpy.__version__,
+        "matplotlib": matplotlib.__version__,
+    }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that runs, with "+changes" if it differs; None outside git."""
+    try:
+        where = {"cwd": Path(cvattn.__file__).parent, "capture_output": True, "text": True}
+        found = subprocess.run(["git", "rev-parse", "HEAD"], timeout=10, **where)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], timeout=10, **where
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if found.returncode != 0:
+        return None
+    return found.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    path.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"

@@ -1,0 +1,112 @@
+"""From the composed configuration to the one that runs: choices made, open values filled."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import pytorch_lightning as pl
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from cvattn.data import DataInfo
+from cvattn.harness.config_check import check_config
+from cvattn.harness.decisions import decide_data
+from cvattn.harness.errors import ConfigError
+
+SMALL_DATA = 10_000
+
+
+def settle_data(cfg: DictConfig) -> str:
+    """Replace ``data=auto`` by the data it means here; returns why, for the panel ('' if named)."""
+    if "_target_" in cfg.data:
+        return ""
+    decision = decide_data(cfg.data.root)
+    chosen = OmegaConf.create(
+        OmegaConf.to_container(cfg.data[decision.choice], resolve=False)
+    )
+    if "root" in chosen:
+        chosen.root = cfg.data.root
+    cfg.data = chosen
+    return decision.reason
+
+
+def settle_recipe(cfg: DictConfig, train_size: int, overrides: Sequence[str]) -> bool:
+    """Put the recipe's ``small`` values in place for small data; what the user set stays.
+
+    Returns whether that was done.
+    """
+    small = cfg.recipe.pop("small", None)
+    if small is None or train_size >= SMALL_DATA:
+        return False
+    said = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    for path, value in _leaves(small, "recipe"):
+        if path not in said:
+            OmegaConf.update(cfg, path, value)
+    return True
+
+
+def settle_model(cfg: DictConfig, info: DataInfo) -> None:
+    """Fill the values that only the data knows: classes, channels, image size."""
+    known: dict[str, Any] = {
+        "num_classes": len(info.classes),
+        "in_channels": info.channels,
+        "image_size": list(info.image_size),
+    }
+    for node in (cfg.model, cfg.task):
+        for key, value in known.items():
+            if OmegaConf.is_missing(node, key):
+                node[key] = value
+    given = cfg.model.get("num_classes")
+    if given is not None and given < len(info.classes):
+        raise ConfigError(
+            f"model.num_classes={given}, but {info.name} has {len(info.classes)} classes"
+        )
+
+
+def settle_paths(cfg: DictConfig) -> None:
+    """Make paths absolute, so that the saved configuration means the same from anywhere."""
+    cfg.run_dir = str(Path(cfg.run_dir).absolute())
+    if cfg.data.get("root") is not None:
+        cfg.data.root = str(Path(cfg.data.root).expanduser().absolute())
+
+
+def build(node: DictConfig, name: str, **given: Any) -> Any:
+    """Instantiate a part of the configuration; its own complaints come out as they are."""
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", **given)
+    except InstantiationException as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ConfigError(f"{name}: {cause}") from error
+
+
+def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[pl.LightningDataModule, list[str]]:
+    """All of the above in order: returns the data module, and notes for the panel.
+
+    ``cfg`` is changed in place. Nothing is loaded or downloaded.
+    """
+    notes = []
+    reason = settle_data(cfg)
+    if reason:
+        notes.append(f"data=auto: {reason}")
+    settle_paths(cfg)
+    check_config(cfg)
+    data = build(cfg.data, "data")
+    info = data.describe()
+    if settle_recipe(cfg, info.train_size, overrides):
+        notes.append(f"the recipe's small values, for {info.train_size:,} training images")
+        data = build(cfg.data, "data")
+    settle_model(cfg, info)
+    check_config(cfg)
+    return data, notes
+
+
+def _leaves(node: DictConfig, path: str) -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for key in node:
+        child = node[key]
+        name = f"{path}.{key}"
+        leaves += _leaves(child, name) if isinstance(child, DictConfig) else [(name, child)]
+    return leaves

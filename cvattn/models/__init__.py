@@ -1,0 +1,7 @@
+"""Whole networks. ``cvattn.load`` builds the classes named here and no others."""
+
+from cvattn.models.sagan import SAGANClassifier
+from cvattn.models.seq2seq import Transformer
+from cvattn.models.vit import VisionTransformer
+
+__all__ = ["SAGANClassifier", "Transformer", "VisionTransformer"]

@@ -1,0 +1,138 @@
+"""A Vision Transformer on the shared encoder."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cvattn.core import Encoder
+from cvattn.core.feed_forward import Activation
+from cvattn.core.positions import LearnedGridPositions, sincos_2d
+from cvattn.models.image_input import check_images
+
+
+class VisionTransformer(nn.Module):
+    """Patches to tokens, positions, encoder, pooled to logits.
+
+    Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021). Same arithmetic as timm's
+    ``VisionTransformer`` (``cvattn.weights.from_timm`` copies weights), except that the class token
+    has no position of its own: one learned vector is enough.
+
+    Args:
+        num_classes: number of logits.
+        in_channels, image_size: of the images; both sides divisible by ``patch_size``.
+        patch_size: side of the square that becomes one token.
+        stem: "patch" = one convolution of that size and stride, as in the paper; "conv" = 3x3
+            convolutions of stride 2 with batch norm (Xiao et al., "Early Convolutions Help
+            Transformers See Better", 2021), which small data sets prefer; ``patch_size`` is then a
+            power of 2.
+        embed_dim, num_heads, ffn_dim, num_layers: of the encoder.
+        pool: "mean" of the tokens, or a class token, "cls".
+        positions: "learned" or "sincos" (fixed).
+        dropout, drop_path, layer_scale, activation, norm_eps: as in :class:`cvattn.core.Encoder`.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, num_classes).
+
+    Raises:
+        ValueError: sizes that do not divide; at run time, images of another size or channel count.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        image_size: tuple[int, int] = (32, 32),
+        patch_size: int = 4,
+        stem: Literal["patch", "conv"] = "patch",
+        embed_dim: int = 192,
+        num_heads: int = 3,
+        ffn_dim: int = 384,
+        num_layers: int = 6,
+        pool: Literal["mean", "cls"] = "mean",
+        positions: Literal["learned", "sincos"] = "learned",
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        activation: Activation = "gelu",
+        norm_eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        height, width = image_size
+        if patch_size < 1 or height % patch_size or width % patch_size:
+            raise ValueError(
+                f"image_size={(height, width)} is not divisible by patch_size={patch_size}"
+            )
+        for name, given, known in (
+            ("stem", stem, ("patch", "conv")),
+            ("pool", pool, ("mean", "cls")),
+            ("positions", positions, ("learned", "sincos")),
+        ):
+            if given not in known:
+                raise ValueError(f"{name}={given!r}; expected one of {list(known)}")
+        self.in_channels = in_channels
+        self.image_size = (height, width)
+        self.patch_size = patch_size
+        self.grid = (height // patch_size, width // patch_size)
+        self.stem = (
+            nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
+            if stem == "patch"
+            else _conv_stem(in_channels, embed_dim, patch_size)
+        )
+        self.class_token = nn.Parameter(torch.zeros(embed_dim)) if pool == "cls" else None
+        if self.class_token is not None:
+            nn.init.trunc_normal_(self.class_token, std=0.02)
+        self.positions = LearnedGridPositions(embed_dim, self.grid) if positions == "learned" else None
+        if self.positions is None:
+            self.register_buffer("fixed", sincos_2d(*self.grid, embed_dim), persistent=False)
+        self.dropout = nn.Dropout(dropout)
+        self.encoder = Encoder(
+            embed_dim,
+            num_heads,
+            ffn_dim,
+            num_layers,
+            dropout=dropout,
+            activation=activation,
+            norm_eps=norm_eps,
+            layer_scale=layer_scale,
+            drop_path=drop_path,
+        )
+        self.head = nn.Linear(embed_dim, num_classes)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before those of the grid."""
+        return 0 if self.class_token is None else 1
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> what the encoder reads, (B, prefix + H/p * W/p, D)."""
+        check_images(images, self.in_channels, self.image_size)
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        if self.positions is not None:
+            x = self.positions(x, grid=self.grid)
+        else:
+            x = x + self.fixed.to(x.dtype)
+        if self.class_token is not None:
+            token = self.class_token.to(x.dtype).expand(x.shape[0], 1, -1)
+            x = torch.cat([token, x], dim=1)
+        return self.dropout(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.encoder(self.tokens(images))
+        return self.head(x.mean(dim=1) if self.class_token is None else x[:, 0])
+
+
+def _conv_stem(in_channels: int, embed_dim: int, patch_size: int) -> nn.Sequential:
+    """Halve the map log2(patch_size) times, doubling the channels up to ``embed_dim``."""
+    halvings = patch_size.bit_length() - 1
+    if 2**halvings != patch_size or halvings < 1:
+        raise ValueError(f"stem='conv' needs a patch_size of 2, 4, 8, ..., got {patch_size}")
+    layers: list[nn.Module] = []
+    before = in_channels
+    for index in range(halvings):
+        width = max(1, embed_dim >> (halvings - 1 - index))
+        layers += [nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(width), nn.GELU()]
+        before = width
+    return nn.Sequential(*layers, nn.Conv2d(before, embed_dim, 1))

@@ -1,0 +1,52 @@
+"""Parameter groups and the learning-rate schedule that every task uses."""
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+# A partial optimiser, as `_partial_: true` makes it: takes the groups, returns the optimiser.
+OptimizerFactory = Callable[[list[dict]], Optimizer]
+
+
+def parameter_groups(network: nn.Module) -> list[dict]:
+    """Two groups: tensors that weight decay is meant for, and those with ``weight_decay = 0``.
+
+    Without decay: everything with fewer than 2 dimensions (biases, norms, gamma, class token), and
+    what a module lists in ``no_weight_decay`` (positions).
+    """
+    exempt = {
+        id(parameter)
+        for module in network.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim < 2 or name in getattr(module, "no_weight_decay", ())
+    }
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) not in exempt]},
+        {"params": [p for p in trained if id(p) in exempt], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def warmup_cosine(optimizer: Optimizer, *, steps: int, warmup: float, final: float) -> LambdaLR:
+    """Per step: linear rise over the first ``warmup`` share of ``steps``, then cosine to ``final``.
+
+    Args:
+        steps: optimiser steps of the whole training.
+        warmup: share of the steps, in [0, 1).
+        final: factor on the learning rate at the end, in [0, 1].
+    """
+    if not 0.0 <= warmup < 1.0 or not 0.0 <= final <= 1.0:
+        raise ValueError(f"warmup={warmup} must be in [0, 1) and final={final} in [0, 1]")
+    rise = max(1, round(warmup * steps)) if warmup else 0
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        done = min(1.0, (step - rise) / max(1, steps - rise))
+        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    return LambdaLR(optimizer, factor)

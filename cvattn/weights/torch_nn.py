@@ -1,0 +1,304 @@
+"""Weights of ``torch.nn``'s attention and Transformer modules into ours and back, exactly.
+
+Theirs are sources of weights here, never base classes. ``batch_first`` does not touch a weight: ours
+are always batch first, and what goes back is built with ``batch_first=True``. Masks differ in
+meaning: :func:`cvattn.core.masks.from_torch_masks` turns them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvattn.core import Decoder, DecoderLayer, Encoder, EncoderLayer, MultiHeadAttention
+from cvattn.core.feed_forward import Activation, FeedForward
+
+
+def from_torch(module: nn.Module) -> nn.Module:
+    """Our module with a copy of ``module``'s weights.
+
+    =============================  ===========================
+    ``torch.nn``                   ours
+    =============================  ===========================
+    ``MultiheadAttention``         ``MultiHeadAttention``
+    ``TransformerEncoderLayer``    ``EncoderLayer``
+    ``TransformerEncoder``         ``Encoder``
+    ``TransformerDecoderLayer``    ``DecoderLayer``
+    ``TransformerDecoder``         ``Decoder``
+    =============================  ===========================
+
+    Dtype, device, train/eval mode and ``requires_grad`` follow. A stack's final norm is taken as it
+    is: ``norm=None`` becomes ``nn.Identity``, also after pre-norm layers. No random number is drawn.
+
+    Raises:
+        TypeError: another type; a subclass too, since it may compute something else.
+        ValueError: an option that ours does not have, by name.
+    """
+    return _convert(
+        module,
+        "from_torch",
+        {
+            nn.MultiheadAttention: _attention_from,
+            nn.TransformerEncoderLayer: _encoder_layer_from,
+            nn.TransformerEncoder: _encoder_from,
+            nn.TransformerDecoderLayer: _decoder_layer_from,
+            nn.TransformerDecoder: _decoder_from,
+        },
+    )
+
+
+def to_torch(module: nn.Module) -> nn.Module:
+    """The inverse of :func:`from_torch`, built with ``batch_first=True``; same errors.
+
+    LayerScale and DropPath have no place in torch's layers and are refused. Query, key and value
+    weights of one width become torch's one packed tensor, trainable if any of the three is.
+    """
+    return _convert(
+        module,
+        "to_torch",
+        {
+            MultiHeadAttention: _attention_to,
+            EncoderLayer: _encoder_layer_to,
+            Encoder: _encoder_to,
+            DecoderLayer: _decoder_layer_to,
+            Decoder: _decoder_to,
+        },
+    )
+
+
+def _convert(module: nn.Module, caller: str, table: dict[type, Callable]) -> nn.Module:
+    if type(module) not in table:
+        known = ", ".join(kind.__name__ for kind in table)
+        raise TypeError(f"{caller}() got a {type(module).__qualname__}; expected one of: {known}")
+    return table[type(module)](module).train(module.training)
+
+
+# ---- the small parts: tensors, linear layers, norms
+
+
+def _set(owner: nn.Module, name: str, *sources: Tensor, part: int | None = None) -> None:
+    """Make ``owner.name`` a parameter that copies its sources, packed, or the given third of one."""
+    value = torch.cat([s.detach() for s in sources]) if len(sources) > 1 else sources[0].detach()
+    value = value if part is None else value.chunk(3)[part]
+    trainable = any(source.requires_grad for source in sources)
+    setattr(owner, name, nn.Parameter(value.clone(), requires_grad=trainable))
+
+
+def _copy(ours: nn.Module, theirs: nn.Module) -> None:
+    """Copy the parameters of a linear layer or norm of the same shape, and a norm's epsilon."""
+    for name, parameter in theirs.named_parameters(recurse=False):
+        _set(ours, name, parameter)
+    if isinstance(ours, nn.LayerNorm) and isinstance(theirs, nn.LayerNorm):
+        ours.eps = theirs.eps
+
+
+def _final_norm(norm: nn.Module | None, absent: nn.Module | None) -> nn.Module | None:
+    """A stack's last norm, copied; what stands for "none" differs between the two sides."""
+    if norm is None or isinstance(norm, nn.Identity):
+        return absent
+    if type(norm) is not nn.LayerNorm:
+        raise ValueError(f"final norm is a {type(norm).__name__}; expected LayerNorm or none")
+    with torch.device("meta"):
+        copy = nn.LayerNorm(
+            norm.normalized_shape,
+            eps=norm.eps,
+            elementwise_affine=norm.elementwise_affine,
+            bias=norm.bias is not None,
+        )
+    _copy(copy, norm)
+    return copy
+
+
+# ---- attention
+
+_NAMES = ("q_proj", "k_proj", "v_proj")
+
+
+def _attention_from(theirs: nn.MultiheadAttention) -> MultiHeadAttention:
+    with torch.device("meta"):
+        ours = MultiHeadAttention(
+            theirs.embed_dim,
+            theirs.num_heads,
+            kdim=theirs.kdim,
+            vdim=theirs.vdim,
+            bias=theirs.in_proj_bias is not None,
+            dropout=theirs.dropout,
+            add_bias_kv=theirs.bias_k is not None,
+            add_zero_attn=theirs.add_zero_attn,
+        )
+    for part, name in enumerate(_NAMES):
+        layer = getattr(ours, name)
+        if theirs.in_proj_weight is not None:
+            _set(layer, "weight", theirs.in_proj_weight, part=part)
+        else:
+            _set(layer, "weight", getattr(theirs, f"{name}_weight"))
+        if theirs.in_proj_bias is not None:
+            _set(layer, "bias", theirs.in_proj_bias, part=part)
+    _copy(ours.out_proj, theirs.out_proj)
+    _copy_bias_kv(ours, theirs)
+    return ours
+
+
+def _attention_to(ours: MultiHeadAttention) -> nn.MultiheadAttention:
+    layers = [getattr(ours, name) for name in _NAMES]
+    with torch.device("meta"):
+        theirs = nn.MultiheadAttention(
+            ours.embed_dim,
+            ours.num_heads,
+            kdim=ours.k_proj.in_features,
+            vdim=ours.v_proj.in_features,
+            bias=ours.q_proj.bias is not None,
+            dropout=ours.dropout,
+            add_bias_kv=ours.bias_k is not None,
+            add_zero_attn=ours.add_zero_attn,
+            batch_first=True,
+        )
+    if theirs.in_proj_weight is not None:
+        _set(theirs, "in_proj_weight", *(layer.weight for layer in layers))
+    else:
+        for name, layer in zip(_NAMES, layers, strict=True):
+            _set(theirs, f"{name}_weight", layer.weight)
+    if theirs.in_proj_bias is not None:
+        _set(theirs, "in_proj_bias", *(layer.bias for layer in layers))
+    _copy(theirs.out_proj, ours.out_proj)
+    _copy_bias_kv(theirs, ours)
+    return theirs
+
+
+def _copy_bias_kv(target: nn.Module, source: nn.Module) -> None:
+    for name in ("bias_k", "bias_v"):
+        if getattr(source, name) is not None:
+            _set(target, name, getattr(source, name))
+
+
+# ---- layers
+
+
+def _activation_from(activation: Any) -> Activation:
+    if activation is F.relu or type(activation) is nn.ReLU:
+        return "relu"
+    exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
+    if activation is F.gelu or exact:
+        return "gelu"
+    raise ValueError(f"activation is {activation}; expected relu or gelu (exact)")
+
+
+def _one_dropout(**rates: float) -> float:
+    if len(set(rates.values())) > 1:
+        raise ValueError(f"the dropouts of a layer differ: {rates}; ours has one rate a layer")
+    return next(iter(rates.values()))
+
+
+def _layer_options_from(theirs: Any, dropouts: Sequence[str]) -> dict[str, Any]:
+    rates = {name: getattr(theirs, name).p for name in dropouts}
+    return {
+        "dropout": _one_dropout(self_attn=theirs.self_attn.dropout, **rates),
+        "activation": _activation_from(theirs.activation),
+        "norm_first": theirs.norm_first,
+        "bias": theirs.linear1.bias is not None,
+    }
+
+
+def _encoder_layer_from(theirs: nn.TransformerEncoderLayer) -> EncoderLayer:
+    options = _layer_options_from(theirs, ("dropout", "dropout1", "dropout2"))
+    attention = _attention_from(theirs.self_attn)
+    with torch.device("meta"):
+        ours = EncoderLayer(
+            attention.embed_dim, attention.num_heads, theirs.linear1.out_features, **options
+        )
+    ours.self_attn = attention
+    _copy_norms_and_ffn(ours, theirs, norms=2)
+    return ours
+
+
+def _decoder_layer_from(theirs: nn.TransformerDecoderLayer) -> DecoderLayer:
+    options = _layer_options_from(theirs, ("dropout", "dropout1", "dropout2", "dropout3"))
+    _one_dropout(self_attn=options["dropout"], multihead_attn=theirs.multihead_attn.dropout)
+    attention = _attention_from(theirs.self_attn)
+    with torch.device("meta"):
+        ours = DecoderLayer(
+            attention.embed_dim, attention.num_heads, theirs.linear1.out_features, **options
+        )
+    ours.self_attn = attention
+    ours.cross_attn = _attention_from(theirs.multihead_attn)
+    _copy_norms_and_ffn(ours, theirs, norms=3)
+    return ours
+
+
+def _copy_norms_and_ffn(ours: Any, theirs: Any, *, norms: int) -> None:
+    for name in (f"norm{index + 1}" for index in range(norms)):
+        norm = getattr(theirs, name)
+        if type(norm) is not nn.LayerNorm:
+            raise ValueError(f"{name} is a {type(norm).__name__}; expected LayerNorm")
+        _copy(getattr(ours, name), norm)
+    _copy(ours.ffn.fc1, theirs.linear1)
+    _copy(ours.ffn.fc2, theirs.linear2)
+
+
+def _layer_to(ours: Any, kind: type[nn.Module], *, norms: int) -> Any:
+    ffn: FeedForward = ours.ffn
+    with torch.device("meta"):
+        theirs: Any = kind(
+            ours.self_attn.embed_dim,
+            ours.self_attn.num_heads,
+            ffn.fc1.out_features,
+            dropout=ours.self_attn.dropout,
+            activation=F.relu if isinstance(ffn.activation, nn.ReLU) else F.gelu,
+            norm_first=ours.norm_first,
+            bias=ffn.fc1.bias is not None,
+            batch_first=True,
+        )
+    theirs.self_attn = _attention_to(ours.self_attn)
+    for name in (f"norm{index + 1}" for index in range(norms)):
+        _copy(getattr(theirs, name), getattr(ours, name))
+    _copy(theirs.linear1, ffn.fc1)
+    _copy(theirs.linear2, ffn.fc2)
+    return theirs
+
+
+def _encoder_layer_to(ours: EncoderLayer) -> nn.TransformerEncoderLayer:
+    for part in (*ours.branch1.children(), *ours.branch2.children()):
+        if not isinstance(part, nn.Dropout):
+            raise ValueError(
+                f"this layer has {type(part).__name__}, which nn.TransformerEncoderLayer has not"
+            )
+    return _layer_to(ours, nn.TransformerEncoderLayer, norms=2)
+
+
+def _decoder_layer_to(ours: DecoderLayer) -> nn.TransformerDecoderLayer:
+    theirs = _layer_to(ours, nn.TransformerDecoderLayer, norms=3)
+    theirs.multihead_attn = _attention_to(ours.cross_attn)
+    return theirs
+
+
+# ---- stacks: a shell whose layers and final norm are then replaced by the converted ones
+
+
+def _encoder_from(theirs: nn.TransformerEncoder) -> Encoder:
+    return _fill_stack(Encoder(1, 1, 1, 0), theirs, _encoder_layer_from, nn.Identity())
+
+
+def _decoder_from(theirs: nn.TransformerDecoder) -> Decoder:
+    return _fill_stack(Decoder(1, 1, 1, 0), theirs, _decoder_layer_from, nn.Identity())
+
+
+def _encoder_to(ours: Encoder) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(1, 1, 1, batch_first=True, device="meta")
+    # Nested tensors would change the shape of what comes out, and warn.
+    shell = nn.TransformerEncoder(layer, 0, enable_nested_tensor=False)
+    return _fill_stack(shell, ours, _encoder_layer_to, None)
+
+
+def _decoder_to(ours: Decoder) -> nn.TransformerDecoder:
+    layer = nn.TransformerDecoderLayer(1, 1, 1, batch_first=True, device="meta")
+    return _fill_stack(nn.TransformerDecoder(layer, 0), ours, _decoder_layer_to, None)
+
+
+def _fill_stack(shell: Any, source: Any, layer: Callable, absent: nn.Module | None) -> Any:
+    shell.layers = nn.ModuleList(layer(each) for each in source.layers)
+    if hasattr(shell, "num_layers"):
+        shell.num_layers = len(shell.layers)
+    shell.norm = _final_norm(source.norm, absent)
+    return shell

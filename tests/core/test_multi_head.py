@@ -1,0 +1,371 @@
+"""MultiHeadAttention against nn.MultiheadAttention over its whole option grid, and by itself."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from oracles import assert_hides, assert_near, loop_attention
+from torch import nn
+
+from cvattn.core import MultiHeadAttention, masks
+from cvattn.weights import from_torch
+
+BATCH, LENGTH, SIZE, HEADS, WIDTH = 3, 5, 7, 2, 10
+FLAGS = list(itertools.product([False, True], repeat=3))
+PAIRS = list(itertools.product([False, True], repeat=2))
+
+
+def fill(module):
+    """Every parameter at random, the biases that start at 0 too."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.4)
+    return module
+
+
+def torch_masks(kind, length, size):
+    """attn_mask and key_padding_mask in torch's sense (True = ignore); no row is all hidden."""
+    if kind == "none":
+        return None, None
+    whole = torch.rand(BATCH * HEADS, length, size) < 0.4
+    whole[..., 0] = False
+    padded = torch.arange(size) >= torch.tensor([size, 4, 2])[:, None]
+    numbers = torch.randn(whole.shape, dtype=torch.float64).masked_fill(whole, -math.inf)
+    additive = torch.zeros(padded.shape, dtype=torch.float64).masked_fill(padded, -math.inf)
+    causal = torch.ones(length, size, dtype=torch.bool).triu(size - length + 1)
+    for mask in (whole, padded, causal):
+        assert_hides(mask)
+    return {
+        "bool 2-D": (whole[0], None),
+        "bool 3-D": (whole, None),
+        "float 2-D": (numbers[0], None),
+        "float 3-D": (numbers, None),
+        "padding": (None, padded),
+        "bool and padding": (whole, padded),
+        "float and padding": (numbers, additive),
+        "causal": (causal, None),
+    }[kind]
+
+
+KINDS = ["none", "bool 2-D", "bool 3-D", "float 2-D", "float 3-D", "padding", "bool and padding"]
+KINDS += ["float and padding", "causal"]
+
+
+def torch_gradients(module):
+    """Parameter gradients of nn.MultiheadAttention under our names."""
+    found = {}
+    if module.in_proj_weight is not None:
+        for name, grad in zip("qkv", module.in_proj_weight.grad.chunk(3), strict=True):
+            found[f"{name}_proj.weight"] = grad
+    else:
+        for name in "qkv":
+            found[f"{name}_proj.weight"] = getattr(module, f"{name}_proj_weight").grad
+    if module.in_proj_bias is not None:
+        for name, grad in zip("qkv", module.in_proj_bias.grad.chunk(3), strict=True):
+            found[f"{name}_proj.bias"] = grad
+        found["out_proj.bias"] = module.out_proj.bias.grad
+    if module.bias_k is not None:
+        found |= {"bias_k": module.bias_k.grad, "bias_v": module.bias_v.grad}
+    return found | {"out_proj.weight": module.out_proj.weight.grad}
+
+
+def scalar(output):
+    return (output * torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)).sum()
+
+
+@pytest.mark.parametrize(("bias", "bias_kv", "zero"), FLAGS)
+@pytest.mark.parametrize(
+    ("kdim", "vdim", "mode"),
+    [
+        (None, None, "self"),
+        (None, None, "cross"),
+        (13, None, "cross"),
+        (None, 11, "cross"),
+        (13, 11, "cross"),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_equals_torch(kdim, vdim, mode, bias, bias_kv, zero, dtype, tolerance):
+    theirs = nn.MultiheadAttention(
+        WIDTH,
+        HEADS,
+        kdim=kdim,
+        vdim=vdim,
+        bias=bias,
+        add_bias_kv=bias_kv,
+        add_zero_attn=zero,
+        batch_first=True,
+        dtype=dtype,
+    )
+    fill(theirs)
+    ours = from_torch(theirs)
+    size = LENGTH if mode == "self" else SIZE
+    shapes = [(LENGTH, WIDTH), (size, kdim or WIDTH), (size, vdim or WIDTH)]
+    inputs = [torch.randn(BATCH, *s, dtype=dtype, requires_grad=True) for s in shapes]
+    given = inputs[:1] if mode == "self" else inputs
+    for kind in KINDS:
+        attn_mask, padding = torch_masks(kind, LENGTH, size)
+        attn_mask, padding = (
+            m.to(dtype) if m is not None and m.is_floating_point() else m
+            for m in (attn_mask, padding)
+        )
+        allowed, added = masks.from_torch_masks(attn_mask, padding, num_heads=HEADS)
+        terms = {"attn_mask": allowed, "attn_bias": added}
+        if kind == "causal":
+            terms = {"is_causal": True}
+        for module in (theirs, ours):
+            module.train()
+            module.zero_grad()
+        expected, weights = theirs(
+            *(inputs[:1] * 3 if mode == "self" else inputs),
+            attn_mask=attn_mask,
+            key_padding_mask=padding,
+            average_attn_weights=False,
+        )
+        wanted = torch.autograd.grad(scalar(expected), given, retain_graph=True)
+        scalar(expected).backward(inputs=list(theirs.parameters()))
+        actual, ours_weights = ours(*given, **terms, need_weights=True)
+        found = torch.autograd.grad(scalar(actual), given, retain_graph=True)
+        scalar(actual).backward(inputs=list(ours.parameters()))
+        assert_near(actual, expected, tolerance, kind)
+        assert_near(ours_weights, weights, tolerance, f"weights, {kind}")
+        assert torch.equal(ours(*given, **terms), actual), "without weights it is the same output"
+        for got, want in zip(found, wanted, strict=True):
+            assert_near(got, want, tolerance, f"gradient, {kind}")
+        parameters = torch_gradients(theirs)
+        assert parameters.keys() == dict(ours.named_parameters()).keys()
+        # A key bias alone moves all scores of a row alike: its exact gradient is 0 up to noise.
+        largest = max(g.abs().max().item() for g in parameters.values())
+        for name, parameter in ours.named_parameters():
+            error = (parameter.grad - parameters[name]).abs().max().item()
+            assert error <= tolerance * largest, f"gradient of {name}, {kind}: off by {error}"
+        # Eval, without gradients, takes torch's fast path.
+        ours.eval()
+        theirs.eval()
+        with torch.no_grad():
+            fast, _ = theirs(
+                *(inputs[:1] * 3 if mode == "self" else inputs),
+                attn_mask=attn_mask,
+                key_padding_mask=padding,
+                need_weights=False,
+            )
+            assert_near(ours(*given, **terms), fast, tolerance, f"eval, {kind}")
+
+
+def test_trap_13_one_big_projection_equals_one_per_head():
+    """Written out: head h owns rows h*d to (h+1)*d of each projection, tokens stay tokens."""
+    module = fill(MultiHeadAttention(WIDTH, HEADS).double())
+    query, memory = torch.randn(BATCH, LENGTH, WIDTH), torch.randn(BATCH, SIZE, WIDTH)
+    query, memory = query.double(), memory.double()
+    mask = assert_hides(masks.length_mask(torch.tensor([7, 4, 2]), SIZE))
+    width = WIDTH // HEADS
+    total = module.out_proj.bias.expand(BATCH, LENGTH, -1)
+    for h in range(HEADS):
+        own = slice(h * width, (h + 1) * width)
+        q, k, v = (
+            x @ layer.weight[own].T + layer.bias[own]
+            for x, layer in (
+                (query, module.q_proj),
+                (memory, module.k_proj),
+                (memory, module.v_proj),
+            )
+        )
+        head, _ = loop_attention(*(x[:, None] for x in (q, k, v)), attn_mask=mask)
+        total = total + head[:, 0] @ module.out_proj.weight[:, own].T
+    assert_near(module(query, memory, attn_mask=mask), total, 1e-10)
+
+
+def test_key_and_value_default_to_what_stands_before():
+    module = fill(MultiHeadAttention(WIDTH, HEADS))
+    x, memory = torch.randn(BATCH, LENGTH, WIDTH), torch.randn(BATCH, SIZE, WIDTH)
+    assert torch.equal(module(x), module(x, x, x))
+    assert torch.equal(module(x, memory), module(x, memory, memory))
+    assert not torch.allclose(module(x, memory), module(x, memory, memory.flip(1)))
+
+
+@pytest.mark.parametrize(("bias_kv", "zero"), PAIRS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_trap_01_a_fully_padded_sample(training, need_weights, bias_kv, zero):
+    """The output bias and weights of 0 (or the appended keys alone), never NaN, on every path."""
+    module = fill(MultiHeadAttention(WIDTH, HEADS, add_bias_kv=bias_kv, add_zero_attn=zero))
+    module.train(training)
+    x = torch.randn(BATCH, SIZE, WIDTH, requires_grad=True)
+    mask = masks.length_mask(torch.tensor([7, 0, 3]), SIZE)
+    result = module(x, attn_mask=mask, need_weights=need_weights)
+    output = result[0] if need_weights else result
+    assert torch.isfinite(output).all()
+    if need_weights:
+        weights = result[1]
+        assert weights.shape == (BATCH, HEADS, SIZE, SIZE + bias_kv + zero)
+        assert (weights[1, ..., :SIZE] == 0).all()
+        total = 1.0 if bias_kv or zero else 0.0
+        assert_near(weights[1].sum(-1) + 1, torch.full((HEADS, SIZE), total + 1), 1e-6)
+    if not bias_kv:
+        assert_near(output[1], module.out_proj.bias.expand(SIZE, -1), 1e-6)
+    gradients = torch.autograd.grad(scalar(output), [x, *module.parameters()])
+    assert all(torch.isfinite(g).all() for g in gradients)
+    # A sample alone gives what it gives in the batch.
+    with torch.no_grad():
+        for b in range(BATCH):
+            alone = module(x[b : b + 1], attn_mask=mask[b : b + 1])
+            assert_near(alone, output[b : b + 1].detach(), 1e-5)
+
+
+def test_trap_01_inputs_that_are_hidden_may_hold_anything_finite():
+    module = fill(MultiHeadAttention(WIDTH, HEADS))
+    x = torch.randn(BATCH, SIZE, WIDTH)
+    mask = masks.length_mask(torch.tensor([7, 2, 3]), SIZE)
+    wild = x.clone()
+    wild[1, 2:] = 1e4
+    calm, stirred = module(x, attn_mask=mask), module(wild, attn_mask=mask)
+    assert_near(stirred[1, :2], calm[1, :2], 1e-5)
+
+
+def test_trap_08_dropout_is_for_training_alone():
+    module = fill(MultiHeadAttention(WIDTH, HEADS, dropout=0.4))
+    plain = MultiHeadAttention(WIDTH, HEADS)
+    plain.load_state_dict(module.state_dict())
+    x = torch.randn(BATCH, LENGTH, WIDTH)
+    assert torch.equal(module.eval()(x), plain(x))
+    module.train()
+    assert not torch.equal(module(x), module(x))
+    _, weights = module(x, need_weights=True)
+    assert_near(weights, plain(x, need_weights=True)[1], 1e-6, "weights are those before dropout")
+    mean = module(x.repeat(4000, 1, 1)).unflatten(0, (4000, BATCH))
+    spread = mean.std(0) / 4000**0.5
+    assert ((mean.mean(0) - plain(x)).abs() <= 6 * spread + 1e-6).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("bias_kv", "zero"), PAIRS)
+def test_attention_weights_of_rows(bias_kv, zero, causal):
+    module = fill(MultiHeadAttention(WIDTH, HEADS, add_bias_kv=bias_kv, add_zero_attn=zero))
+    x, memory = torch.randn(BATCH, LENGTH, WIDTH), torch.randn(BATCH, SIZE, WIDTH)
+    for mask in (
+        None,
+        masks.length_mask(torch.tensor([7, 4, 2]), SIZE),
+        torch.rand(BATCH, 1, LENGTH, 1) < 0.6,  # one decision for all keys of a query
+        torch.rand(LENGTH, SIZE) < 0.6,
+    ):
+        terms = {"attn_mask": mask, "attn_bias": torch.randn(LENGTH, SIZE), "is_causal": causal}
+        _, full = module(x, memory, **terms, need_weights=True)
+        assert torch.equal(module.attention_weights(x, memory, **terms), full)
+        rows = module.attention_weights(x, memory, **terms, rows=[4, 1])
+        assert_near(rows, full[:, :, [4, 1]], 1e-6)
+        hidden = torch.ones(BATCH, 1, LENGTH, SIZE, dtype=torch.bool)
+        hidden = hidden if mask is None else hidden & mask
+        hidden = hidden & masks.causal_mask(LENGTH, SIZE) if causal else hidden
+        assert (full[..., :SIZE].masked_select(~hidden) == 0).all()
+        assert (full[..., :SIZE].masked_select(hidden) > 0).all()
+
+
+def test_autocast_and_bfloat16():
+    module = fill(MultiHeadAttention(WIDTH, HEADS, add_bias_kv=True, add_zero_attn=True))
+    x, memory = torch.randn(BATCH, LENGTH, WIDTH), torch.randn(BATCH, SIZE, WIDTH)
+    terms = {
+        "attn_mask": masks.length_mask(torch.tensor([7, 0, 2]), SIZE),
+        "attn_bias": torch.randn(LENGTH, SIZE),
+    }
+    expected = module(x, memory, **terms)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, weights = module(x, memory, **terms, need_weights=True)
+    assert_near(output.float(), expected, 5e-2)
+    assert torch.isfinite(weights).all()
+    scalar(output.float()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+    low = module.bfloat16()(x.bfloat16(), memory.bfloat16(), **terms)
+    assert_near(low.float(), expected, 5e-2)
+
+
+def test_compiled_without_a_graph_break():
+    torch._dynamo.reset()
+    module = fill(MultiHeadAttention(WIDTH, HEADS))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for batch, length in ((3, 5), (2, 7)):
+        x = torch.randn(batch, length, WIDTH)
+        mask = masks.length_mask(torch.arange(batch) + 1, length)
+        assert_near(compiled(x, attn_mask=mask), module(x, attn_mask=mask), 1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor_with_gradients():
+    torch._dynamo.reset()
+    module = fill(MultiHeadAttention(WIDTH, HEADS))
+    compiled = torch.compile(module, fullgraph=True)
+    x = torch.randn(BATCH, LENGTH, WIDTH, requires_grad=True)
+    mask = masks.length_mask(torch.tensor([5, 0, 3]), LENGTH)
+    got, want = compiled(x, attn_mask=mask), module(x, attn_mask=mask)
+    assert_near(got, want, 1e-5)
+    (slope,) = torch.autograd.grad(scalar(want), x)
+    assert_near(torch.autograd.grad(scalar(got), x)[0], slope, 1e-5)
+
+
+def test_trap_17_exported_with_dynamic_batch_and_length():
+    module = fill(MultiHeadAttention(WIDTH, HEADS, add_bias_kv=True)).eval()
+    batch, length = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("length", min=2, max=99)
+    program = torch.export.export(
+        module,
+        (torch.randn(3, 5, WIDTH),),
+        {"attn_mask": torch.ones(3, 1, 1, 5, dtype=torch.bool)},
+        dynamic_shapes={"query": {0: batch, 1: length}, "attn_mask": {0: batch, 3: length}},
+    ).module()
+    for size, tokens in ((2, 5), (7, 11)):
+        x = torch.randn(size, tokens, WIDTH)
+        mask = masks.length_mask(torch.arange(size), tokens)
+        assert_near(program(x, attn_mask=mask), module(x, attn_mask=mask), 1e-5)
+
+
+def test_no_state_but_parameters():
+    names = set(MultiHeadAttention(WIDTH, HEADS).state_dict())
+    assert names == {f"{n}_proj.{p}" for n in ("q", "k", "v", "out") for p in ("weight", "bias")}
+    assert "num_heads=2" in repr(MultiHeadAttention(WIDTH, HEADS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((100, 12), "embed_dim=100 is not divisible by num_heads=12; nearest that are: 96, 108"),
+        ((5, 7), "embed_dim=5 is not divisible by num_heads=7; nearest that are: 7$"),
+        ((8, 0), "num_heads=0 must be at least 1"),
+        ((0, 2), "embed_dim=0 and"),
+        ((-8, 2), "embed_dim=-8"),
+    ],
+)
+def test_refused_at_construction(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MultiHeadAttention(*arguments)
+
+
+@pytest.mark.parametrize("dropout", [1.0, -0.1])
+def test_refused_dropout(dropout):
+    with pytest.raises(ValueError, match=f"dropout={dropout} is not a probability"):
+        MultiHeadAttention(8, 2, dropout=dropout)
+
+
+@pytest.mark.parametrize("extra", [{}, {"add_bias_kv": True}])
+@pytest.mark.parametrize(
+    ("shapes", "terms", "kind", "message"),
+    [
+        ([(5, 10)], {}, ValueError, r"query has shape \(5, 10\); expected \(batch, tokens, 10\)"),
+        ([(3, 5, 9)], {}, ValueError, r"query has shape \(3, 5, 9\)"),
+        ([(3, 5, 10), (3, 7, 10)], {}, ValueError, r"key has shape .*tokens, 13\)"),
+        ([(3, 5, 10), (3, 7, 13), (3, 7, 13)], {}, ValueError, r"value has .*tokens, 11\)"),
+        ([(3, 5, 10), (2, 7, 13), (2, 7, 11)], {}, ValueError, r"key has \(batch, heads\)"),
+        ([(3, 5, 10), (3, 7, 13), (3, 6, 11)], {}, ValueError, "each key needs a value"),
+        (None, {"attn_mask": torch.zeros(5, 7)}, TypeError, "attn_mask is torch.float32"),
+        (None, {"attn_mask": torch.ones(3, 5, 7).bool()}, ValueError, "3-D mask is ambiguous"),
+        (None, {"attn_mask": torch.ones(3, 7).bool()}, ValueError, "masks.length_mask"),
+        (None, {"attn_mask": torch.ones(5, 6).bool()}, ValueError, r"attn_mask has shape \(5, 6\)"),
+        (None, {"attn_bias": torch.ones(5, 7).bool()}, TypeError, "attn_bias is torch.bool"),
+        (None, {"attn_bias": torch.ones(4, 7)}, ValueError, r"attn_bias has shape \(4, 7\)"),
+    ],
+)
+@pytest.mark.parametrize("causal", [False, True])
+def test_refused_at_the_call(shapes, terms, kind, message, extra, causal):
+    """The message is about what the caller gave, with appended keys too."""
+    module = MultiHeadAttention(WIDTH, HEADS, kdim=13, vdim=11, **extra)
+    inputs = [torch.randn(s) for s in shapes or [(3, 5, 10), (3, 7, 13), (3, 7, 11)]]
+    with pytest.raises(kind, match=message):
+        module(*inputs, **terms, is_causal=causal)

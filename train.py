@@ -1,0 +1,26 @@
+"""Train a network: ``python train.py model=sagan``, ``python train.py model=vit``.
+
+Every key of conf/ can be set on the command line; ``python train.py --help`` lists the choices.
+"""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from cvattn.harness import check_command_line, fit, plain_errors
+
+CONF = Path(__file__).parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig) -> float:
+    with plain_errors():
+        return fit(cfg)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        sys.argv[1:] = check_command_line(sys.argv[1:], CONF)
+    main()

@@ -3,12 +3,14 @@
 A checkpoint is a dict. Beside whatever the training loop keeps there, it has
 
 - ``"state_dict"``: the weights, the network's under ``network.``;
-- ``"cvattn"``: ``{"format", "model", "args", "meta"}``: the class in :mod:`cvattn.models`, the plain
-  arguments it was built with, and what a user needs to use it (classes, mean and std, image size,
-  the run's whole configuration).
+- ``"cvattn"``: ``{"format", "model", "args", "meta"}``: the class in :mod:`cvattn.models`, the
+  plain arguments it was built with, and what a user needs to use it (classes, mean and std, image
+  size, the run's whole configuration).
 """
 
 import pickle
+import warnings
+import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -42,7 +44,7 @@ def save(
     args: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint that :func:`load` opens: weights, class, arguments and meta, no training."""
+    """Write a checkpoint that :func:`load` opens: weights, class, arguments, meta; no training."""
     state = {PREFIX + key: value for key, value in network.state_dict().items()}
     torch.save({"cvattn": describe(network, args, meta), "state_dict": state}, path)
 
@@ -57,13 +59,11 @@ def read(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path} is not a checkpoint, or is damaged or was written by code that is not "
-            f"trusted here ({reason})"
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # guesses about foreign files; the error says it better
+            content = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # on damaged files the unpickler raises nearly anything
+        raise CheckpointError(f"{path} {_diagnosis(path, error)}") from error
     ours = content.get("cvattn") if isinstance(content, dict) else None
     if not isinstance(ours, dict) or not isinstance(content.get("state_dict"), dict):
         raise CheckpointError(
@@ -74,7 +74,32 @@ def read(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
         raise CheckpointError(
             f"{path} has checkpoint format {ours.get('format')!r}, this version reads {FORMAT}"
         )
+    for key in ("args", "meta"):
+        if not isinstance(ours.get(key), dict):
+            raise CheckpointError(f"{path} is damaged: its 'cvattn' entry has no {key!r}")
     return content
+
+
+def _diagnosis(path: str | PathLike[str], error: Exception) -> str:
+    """What is wrong with a file that did not load; torch's own words advise to load it unsafely."""
+    if isinstance(error, PermissionError):
+        return "cannot be read: permission denied"
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if not start:
+        return "is empty"
+    if start != b"PK\3\4":
+        return "is not a checkpoint: not a file that torch.save writes"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+    except Exception:  # zipfile, too, raises nearly anything on damage
+        whole = False
+    if not whole:
+        return "is damaged: cut short, or changed since it was written"
+    if isinstance(error, pickle.UnpicklingError):
+        return "holds more than tensors and plain values; that could run code and is not loaded"
+    return f"cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
 
 def load(path: str | PathLike[str], *, map_location: str | torch.device = "cpu") -> nn.Module:
@@ -89,7 +114,7 @@ def load(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
         and "config" (the run's resolved configuration).
 
     Raises:
-        FileNotFoundError, CheckpointError: as in :func:`read`, or weights that do not fit the model.
+        FileNotFoundError, CheckpointError: as in :func:`read`, or weights that do not fit.
     """
     content = read(path, map_location=map_location)
     ours = content["cvattn"]
@@ -100,12 +125,12 @@ def load(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
         )
     try:
         network: nn.Module = getattr(models, name)(**ours["args"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         raise CheckpointError(f"{path}: {name} cannot be built as stored: {error}") from error
     state = {
         key.removeprefix(PREFIX): value
         for key, value in content["state_dict"].items()
-        if key.startswith(PREFIX)
+        if isinstance(key, str) and key.startswith(PREFIX)
     }
     try:
         network.load_state_dict(state)

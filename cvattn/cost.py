@@ -1,9 +1,13 @@
 """What a network costs: multiply-accumulates and parameters."""
 
+import sys
+
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from cvattn.core.attention import plan
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -14,17 +18,21 @@ def count_parameters(module: nn.Module) -> int:
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-accumulates of one forward pass: convolutions, linear layers, attention products.
 
-    Attention is counted on its reference products with true widths, whatever kernel will run. The
-    module's mode and buffers are left as they are.
+    Attention is counted on its reference products with true widths, whatever kernel will run. Each
+    submodule's mode and the buffers are left as they are.
     """
-    training = module.training
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     counter = FlopCounterMode(display=False)
+    # Zero columns that a fused kernel would need on large maps are no work of the network's.
+    bound, plan.SCORES_BOUND = plan.SCORES_BOUND, sys.maxsize
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             module(*inputs)
     finally:
-        module.train(training)
+        plan.SCORES_BOUND = bound
+        for part, mode in modes:
+            part.training = mode
     return counter.get_total_flops() // 2
 
 

@@ -15,7 +15,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A bare pytest leaves out what takes minutes; ``-m slow`` or any other ``-m`` decides itself."""
+    """A bare pytest leaves out what takes minutes; any ``-m`` decides for itself."""
     if config.option.markexpr:
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

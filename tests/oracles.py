@@ -7,7 +7,7 @@ tests say ``from oracles import ...``.
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def loop_attention(
@@ -70,3 +70,17 @@ def assert_hides(mask: Tensor) -> Tensor:
     assert mask.any()
     assert not mask.all()
     return mask
+
+
+def fill(module: nn.Module) -> nn.Module:
+    """Every parameter at random: biases and norms that start at 0 or 1 would hide faults."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.4)
+    return module
+
+
+def scalar(output: Tensor) -> Tensor:
+    """One number to differentiate; the uneven weights show swapped columns, as a sum would not."""
+    weights = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
+    return (output * weights).sum()

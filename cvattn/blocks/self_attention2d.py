@@ -116,9 +116,7 @@ class SelfAttention2d(nn.Module):
             attended = self.proj(attended)
         return x + (self.gamma * attended).to(x.dtype)
 
-    def attention_weights(
-        self, x: Tensor, *, rows: Sequence[int] | Tensor | None = None
-    ) -> Tensor:
+    def attention_weights(self, x: Tensor, *, rows: Sequence[int] | Tensor | None = None) -> Tensor:
         """Where positions look: (B, heads, rows, keys), rows = y * W + x; None = all of them.
 
         Keys lie on :meth:`key_grid`, row by row.

@@ -126,7 +126,5 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """x (B, L, D), memory (B, S, D) -> (B, L, D)."""
         for layer in self.layers:
-            x = layer(
-                x, memory, attn_mask=attn_mask, memory_mask=memory_mask, is_causal=is_causal
-            )
+            x = layer(x, memory, attn_mask=attn_mask, memory_mask=memory_mask, is_causal=is_causal)
         return self.norm(x)

@@ -178,7 +178,7 @@ class MultiHeadAttention(nn.Module):
 def _append_columns(
     term: Tensor | None, extra: int, key_length: int, *, fill: float | bool
 ) -> Tensor | None:
-    """Widen a mask or bias by ``extra`` keys; one that is shared by all keys is first spelled out."""
+    """Widen a mask or bias by ``extra`` keys; one shared by all keys is first spelled out."""
     if term is None:
         return None
     if term.shape[-1] == 1:

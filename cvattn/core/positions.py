@@ -28,8 +28,11 @@ def sinusoidal_1d(
 def sincos_2d(height: int, width: int, dim: int, *, device: torch.device | None = None) -> Tensor:
     """(H*W, dim): the first half of the columns encodes the row, the second half the column.
 
-    Each half is [sines, cosines] with wavelengths from 2*pi towards 10000 * 2*pi, as in the released
-    code of He et al., "Masked Autoencoders" (2021), with the row first. ``dim`` must divide by 4.
+    Each half is [sines, cosines] with wavelengths from 2*pi towards 10000 * 2*pi, as in the
+    released code of He et al., "Masked Autoencoders" (2021), with the row first.
+
+    Raises:
+        ValueError: ``dim`` not divisible by 4.
     """
     if dim % 4:
         raise ValueError(f"dim={dim} must be divisible by 4: sines and cosines of row and column")
@@ -48,7 +51,7 @@ def sincos_2d(height: int, width: int, dim: int, *, device: torch.device | None 
 
 
 class SinusoidalPositions(nn.Module):
-    """Adds :func:`sinusoidal_1d` to (B, N, D). Nothing is learned and nothing is stored in the state.
+    """Adds :func:`sinusoidal_1d` to (B, N, D). Nothing is learned or stored in the state.
 
     Args:
         embed_dim: D.
@@ -127,7 +130,7 @@ class LearnedGridPositions(nn.Module):
         self.grid.copy_(torch.tensor(new))
         self._size = new
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         given = state_dict.get(prefix + "grid")
         if given is not None and tuple(given.tolist()) != self._size:
             raise ValueError(

@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cvattn.data import download
+from cvattn.data.cache import cached
 from cvattn.data.checks import DataError
 from cvattn.data.image_data import ImageSet
 
@@ -126,7 +128,7 @@ def read(found: Found) -> dict[str, ImageSet]:
         DataError: naming the damaged file.
     """
     if found.form == "parquet":
-        return {s: _read_parquet(s, p) for s, p in zip(PARQUETS, found.paths, strict=True)}
+        return _read_parquets(found.paths)
     if found.form == "folder":
         try:
             return _read_batches(found.paths[0].parent)
@@ -173,9 +175,26 @@ def _read_batches(root: Path) -> dict[str, ImageSet]:
     return sets
 
 
-def _read_parquet(split: str, path: Path) -> ImageSet:
-    labels = _labels(path)
-    _check_labels(split, path, labels)
+def _read_parquets(paths: Sequence[Path]) -> dict[str, ImageSet]:
+    import PIL
+
+    files = dict(zip(PARQUETS, paths, strict=True))
+    labels = {split: _labels(path) for split, path in files.items()}
+    for split, path in files.items():
+        _check_labels(split, path, labels[split])
+
+    def make() -> dict[str, np.ndarray]:
+        return {split: _decode_parquet(path) for split, path in files.items()}
+
+    pixels, _ = cached("cifar10", paths, f"Pillow {PIL.__version__}", make)
+    return {
+        split: ImageSet(torch.from_numpy(pixels[split]), torch.from_numpy(labels[split]))
+        for split in files
+    }
+
+
+def _decode_parquet(path: Path) -> np.ndarray:
+    """All images of a parquet file, uint8 (N, 3, 32, 32)."""
     column = _column(path, "img")
     try:
         encoded = column.combine_chunks().field("bytes").to_pylist()
@@ -184,8 +203,7 @@ def _read_parquet(split: str, path: Path) -> ImageSet:
     pixels = np.empty((len(encoded), 32, 32, 3), dtype=np.uint8)
     for row, data in enumerate(encoded):
         pixels[row] = _decode(path, row, data)
-    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-    return ImageSet(images, torch.from_numpy(labels.astype(np.int64)))
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
 def _decode(path: Path, row: int, data: bytes | None) -> np.ndarray:
@@ -207,7 +225,8 @@ def _decode(path: Path, row: int, data: bytes | None) -> np.ndarray:
 
 
 def _labels(path: Path) -> np.ndarray:
-    return np.asarray(_column(path, "label"))
+    # Copied: what Arrow hands out is read only, and torch wants to own its memory.
+    return np.asarray(_column(path, "label")).astype(np.int64)
 
 
 def _check_labels(split: str, path: Path, labels: np.ndarray) -> None:

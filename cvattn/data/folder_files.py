@@ -78,5 +78,5 @@ def decode(path: Path, image_size: tuple[int, int], channels: int) -> np.ndarray
         return "not an image, or damaged at its beginning"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return str(error) or type(error).__name__
-    pixels = np.asarray(image)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)) if channels == 3 else pixels[None]
+    pixels = np.array(image)  # a copy, because torch wants memory that can be written to
+    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]

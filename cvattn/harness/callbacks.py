@@ -2,12 +2,12 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import Tensor
+from torch import Tensor, nn
 
 from cvattn.blocks import SelfAttention2d
 from cvattn.harness.errors import TrainingStopped
@@ -33,7 +33,7 @@ class ReseedEachBatch(pl.Callback):
 
 
 class StopWhenNotFinite(pl.Callback):
-    """Ends training at the first loss that is NaN or infinite, with the last good checkpoint kept."""
+    """Ends training at the first loss that is NaN or infinite; the last good checkpoint stays."""
 
     def __init__(self) -> None:
         self._bad: Tensor | None = None
@@ -63,7 +63,7 @@ class StopWhenNotFinite(pl.Callback):
 
 
 class SavedContents(pl.Callback):
-    """Puts into every checkpoint what ``cvattn.load`` and ``ckpt_path=`` need; plain values only."""
+    """Puts into every checkpoint what ``cvattn.load`` and ``ckpt_path=`` need: plain values."""
 
     def __init__(self, entry: dict[str, Any]) -> None:
         self.entry = entry
@@ -98,7 +98,9 @@ def how_to_continue(run_dir: Path) -> str:
         return "Stopped before the first epoch was over: nothing is saved yet."
     if last.is_relative_to(Path.cwd()):
         last = last.relative_to(Path.cwd())
-    return f"Stopped. The last whole epoch is kept; continue with\n  python train.py ckpt_path={last}"
+    return (
+        f"Stopped. The last whole epoch is kept; continue with\n  python train.py ckpt_path={last}"
+    )
 
 
 class AttentionMonitor(pl.Callback):
@@ -118,7 +120,7 @@ class AttentionMonitor(pl.Callback):
         self._images: Tensor | None = None
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        network = pl_module.network
+        network = cast(nn.Module, pl_module.network)
         blocks = attention_modules(network)
         if trainer.sanity_checking or not blocks:
             return
@@ -128,7 +130,8 @@ class AttentionMonitor(pl.Callback):
             if isinstance(block, SelfAttention2d)
         }
         if self._images is None:
-            self._images = trainer.datamodule.example_images(self.num_images)[0]
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            self._images = data.example_images(self.num_images)[0]
         with torch.no_grad(), capture_attention(network) as maps:
             network(self._images.to(pl_module.device))
         for name, weights in maps.items():

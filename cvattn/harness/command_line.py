@@ -50,6 +50,7 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
                 "key=[a,b]"
             )
     cfg = compose_checked(overrides, conf)
+    _check_run_folder(overrides, multirun)
     if multirun and (cfg.trainer.get("strategy") or "").startswith("ddp"):
         # Lightning starts each further process with the same command line: it would sweep again.
         raise ConfigError(
@@ -65,7 +66,8 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
 
 def compose_checked(overrides: Sequence[Override], conf: Path) -> DictConfig:
     """Compose the configuration; of a sweep, its first job."""
-    groups, values = [], []
+    groups: list[Override] = []
+    values: list[Override] = []
     for override in overrides:
         key = override.key_or_group.split("@")[0]
         is_group = (conf / key).is_dir() and not override.is_delete()
@@ -90,6 +92,25 @@ def compose_checked(overrides: Sequence[Override], conf: Path) -> DictConfig:
         raise ConfigError(str(error).strip()) from error
 
 
+def _check_run_folder(overrides: Sequence[Override], multirun: bool) -> None:
+    """Hydra makes the run folder before our code runs, so that it can be made is seen to here."""
+    key, folder = ("hydra.sweep.dir", "multirun") if multirun else ("hydra.run.dir", "outputs")
+    for override in overrides:
+        if override.key_or_group == key:
+            folder = str(override.value())
+    # What stands before the first interpolation is known already.
+    path = Path(folder.partition("${")[0] or ".").absolute()
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir():
+        raise ConfigError(f"the run folder {folder} cannot be made: {path} is not a folder")
+    if not os.access(path, os.W_OK):
+        raise ConfigError(
+            f"the run folder {folder} cannot be made: {path} is not writable; choose another with "
+            f"{key}=..."
+        )
+
+
 def _parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
@@ -102,13 +123,17 @@ def _parse(text: str) -> Override:
 def _check_choice(override: Override, group: str, conf: Path) -> None:
     options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
     choices = (
-        list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
+        list(override.sweep_string_iterator())
+        if override.is_sweep_override()
+        else [override.value()]
     )
     for choice in choices:
         for name in choice if isinstance(choice, list) else [choice]:
             if name is not None and str(name) not in options:
                 near = did_you_mean(str(name), options)
-                listed = "" if near.startswith("; there are") else f" There are: {', '.join(options)}."
+                listed = (
+                    "" if near.startswith("; there are") else f" There are: {', '.join(options)}."
+                )
                 raise ConfigError(f"{group}={name}: no such choice{near}{listed}")
 
 
@@ -121,8 +146,8 @@ def _first(override: Override) -> str:
 
 def _keys(cfg: DictConfig, path: str = "") -> list[str]:
     keys: list[str] = []
-    for key in cfg:
-        name = f"{path}.{key}" if path else str(key)
+    for key in map(str, cfg):
+        name = f"{path}.{key}" if path else key
         keys.append(name)
         node = cfg._get_node(key)
         if OmegaConf.is_interpolation(cfg, key) or OmegaConf.is_missing(cfg, key):
@@ -137,5 +162,7 @@ def _near(key: str, known: set[str]) -> str:
     if text.startswith("; there are"):
         parent = key.rpartition(".")[0]
         inside = sorted(name for name in known if name.rpartition(".")[0] == parent)
-        return f"; in {parent or 'the configuration'} there are: {', '.join(inside)}" if inside else ""
+        return (
+            f"; in {parent or 'the configuration'} there are: {', '.join(inside)}" if inside else ""
+        )
     return text

@@ -36,7 +36,7 @@ TOP_LEVEL = {
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Raise ConfigError unless every ``_target_`` is of its kind and takes the values given to it."""
+    """Raise ConfigError unless every ``_target_`` is of its kind and takes its values."""
     for key in cfg:
         if key not in TOP_LEVEL:
             raise ConfigError(f"unknown key {key!r}{did_you_mean(str(key), TOP_LEVEL)}")
@@ -116,7 +116,7 @@ def _resolve(path: str, target: Any) -> Any:
 
 def _annotation(cls: type, parameter: inspect.Parameter) -> Any:
     try:
-        return typing.get_type_hints(cls.__init__).get(parameter.name, Any)
+        return typing.get_type_hints(vars(cls).get("__init__", cls)).get(parameter.name, Any)
     except (NameError, TypeError):
         return Any
 
@@ -159,8 +159,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if inspect.isclass(origin) and issubclass(origin, Sequence):
         return isinstance(value, (list, tuple)) and all(fits(v, arguments[0]) for v in value)
     if inspect.isclass(annotation) and annotation is not object:
-        # A class that YAML cannot write (a Tensor, a Path): plain scalars other than text don't fit.
-        return isinstance(value, (annotation, str)) if annotation.__module__ != "torch" else False
+        return isinstance(value, annotation)
     return True
 
 

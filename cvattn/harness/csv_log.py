@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
 
 
 class CSVLog(Logger):
@@ -33,13 +33,10 @@ class CSVLog(Logger):
     def version(self) -> str:
         return ""
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> "CSVLog":
-        return self
-
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """Nothing: the configuration is in config.yaml."""
 
     @rank_zero_only

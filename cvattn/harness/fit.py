@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
 from rich.console import Console
 from torch import nn
 
@@ -78,7 +79,6 @@ def fit(cfg: DictConfig) -> float:
         saved = checkpoint.read(ckpt_path)
         choices, done = saved["cvattn"]["meta"]["choices"], saved["epoch"] + 1
     cfg = cfg.copy()
-    OmegaConf.set_struct(cfg, False)
     cfg.ckpt_path = None  # the saved configuration starts from nothing
     if cfg.seed is None:
         drawn = decide("seed", lambda: Decision(str(torch.seed() % 2**31), "drawn"))
@@ -224,9 +224,7 @@ def _precision(
     images = torch.randn(size, *example.shape[1:], device="cuda" if cuda else "cpu")
     return decide(
         f"precision in {cfg.run_dir}",
-        lambda: probe_precision(
-            network, images, channels_last=bool(cfg.task.get("channels_last"))
-        ),
+        lambda: probe_precision(network, images, channels_last=bool(cfg.task.get("channels_last"))),
     )
 
 
@@ -247,9 +245,11 @@ def _train(
 
 
 def _best(trainer: pl.Trainer, metrics: dict[str, Any]) -> float:
-    callback = trainer.checkpoint_callback
-    score = getattr(callback, "best_model_score", None)
-    return float(score if score is not None else metrics.get("val/accuracy", float("nan")))
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/accuracy":
+            score = callback.best_model_score
+            return float("nan") if score is None else float(score)
+    return float(metrics.get("val/accuracy", float("nan")))
 
 
 def _pictures(

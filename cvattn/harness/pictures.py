@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
             points = [(row["epoch"] + 1, row[key]) for row in rows if key in row]
             if points:
                 name = key.split("/", 1)[0 if label in ("loss", "accuracy") else 1]
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=2.5, label=name)
+                epochs, values = zip(*points, strict=True)
+                axes.plot(epochs, values, marker="o", markersize=2.5, label=name)
         axes.set_xlabel("epoch")
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.25)
@@ -114,12 +115,13 @@ def _centre_heat(network: nn.Module, name: str, images: Tensor) -> Tensor:
     with torch.no_grad(), capture_attention(network, [name], rows=[0]) as probe:
         network(images[:1])
     prefix = getattr(network, "num_prefix_tokens", 0) if name not in probe.query_grid else 0
-    height, width = probe.query_grid.get(name) or network.grid
+    tokens = cast(tuple[int, int], getattr(network, "grid", None))
+    height, width = probe.query_grid.get(name) or tokens
     row = prefix + (height // 2) * width + width // 2
     with torch.no_grad(), capture_attention(network, [name], rows=[row]) as maps:
         network(images)
     weights = maps[name].float().mean(dim=1)[:, 0, prefix:]
-    heat = weights.unflatten(1, maps.key_grid.get(name) or network.grid)
+    heat = weights.unflatten(1, maps.key_grid.get(name) or tokens)
     heat = F.interpolate(heat[:, None], size=images.shape[-2:], mode="bilinear")[:, 0]
     low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
     return ((heat - low) / (high - low).clamp_min(1e-12)).cpu()

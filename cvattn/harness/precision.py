@@ -15,7 +15,7 @@ TOLERANCE = 0.05
 
 
 def probe_precision(network: nn.Module, images: Tensor, *, channels_last: bool) -> Decision:
-    """"bf16-mixed" if a few training steps in bf16 are right and clearly faster, else "32-true".
+    """ "bf16-mixed" if a few training steps in bf16 are right and clearly faster, else "32-true".
 
     Args:
         network: not changed; a copy is stepped on ``images``' device.

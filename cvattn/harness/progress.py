@@ -64,7 +64,7 @@ class Throughput(pl.Callback):
 
 
 class ProgressLines(pl.Callback):
-    """A progress bar over all steps where there is a terminal, and a line for each epoch anywhere."""
+    """A bar over all steps where there is a terminal, and a line for each epoch anywhere."""
 
     def __init__(self, console: Console, throughput: Throughput) -> None:
         self.console = console

@@ -4,12 +4,10 @@ import json
 import os
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy
-import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.panel import Panel
@@ -86,25 +84,27 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "cvattn": cvattn.__version__,
         "torch": torch.__version__,
-        "pytorch_lightning": pl.__version__,
-        "numpy": numpy.__version__,
-        "matplotlib": matplotlib.__version__,
+        "torchvision": version("torchvision"),
+        "pytorch_lightning": version("pytorch_lightning"),
     }
 
 
 def commit() -> str | None:
     """The commit of the checkout that runs, with "+changes" if it differs; None outside git."""
     try:
-        where = {"cwd": Path(cvattn.__file__).parent, "capture_output": True, "text": True}
-        found = subprocess.run(["git", "rev-parse", "HEAD"], timeout=10, **where)
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], timeout=10, **where
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        found = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
         return None
-    if found.returncode != 0:
-        return None
-    return found.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+    return found + ("+changes" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(cvattn.__file__).parent
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

@@ -73,5 +73,7 @@ def _flat(node: Any, path: str = "") -> list[str]:
     if not isinstance(node, dict):
         return [path]
     return [
-        name for key, child in node.items() for name in _flat(child, f"{path}.{key}" if path else key)
+        name
+        for key, child in node.items()
+        for name in _flat(child, f"{path}.{key}" if path else key)
     ]

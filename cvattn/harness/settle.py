@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra.utils
-import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from cvattn.data import DataInfo
+from cvattn.data import DataInfo, ImageDataModule
 from cvattn.harness.config_check import check_config
 from cvattn.harness.decisions import decide_data
 from cvattn.harness.errors import ConfigError
@@ -22,9 +21,7 @@ def settle_data(cfg: DictConfig) -> str:
     if "_target_" in cfg.data:
         return ""
     decision = decide_data(cfg.data.root)
-    chosen = OmegaConf.create(
-        OmegaConf.to_container(cfg.data[decision.choice], resolve=False)
-    )
+    chosen = OmegaConf.create(OmegaConf.to_container(cfg.data[decision.choice], resolve=False))
     if "root" in chosen:
         chosen.root = cfg.data.root
     cfg.data = chosen
@@ -82,11 +79,12 @@ def build(node: DictConfig, name: str, **given: Any) -> Any:
         raise ConfigError(f"{name}: {cause}") from error
 
 
-def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[pl.LightningDataModule, list[str]]:
+def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[ImageDataModule, list[str]]:
     """All of the above in order: returns the data module, and notes for the panel.
 
     ``cfg`` is changed in place. Nothing is loaded or downloaded.
     """
+    OmegaConf.set_struct(cfg, False)
     notes = []
     reason = settle_data(cfg)
     if reason:
@@ -107,6 +105,6 @@ def _leaves(node: DictConfig, path: str) -> list[tuple[str, Any]]:
     leaves: list[tuple[str, Any]] = []
     for key in node:
         child = node[key]
-        name = f"{path}.{key}"
+        name = f"{path}.{key!s}"
         leaves += _leaves(child, name) if isinstance(child, DictConfig) else [(name, child)]
     return leaves

@@ -1,7 +1,8 @@
 """Attention weights from any forward pass, without touching the pass itself."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
 
 import torch
@@ -42,8 +43,9 @@ def capture_attention(
     """Collect the attention weights of the forward passes run inside the ``with`` block.
 
     The main path runs as it always does and its output is the same, bit for bit: the weights are
-    computed beside it from the inputs that each block was seen to receive, without gradients, and
-    only for the rows that were asked for.
+    computed after it from the inputs that each block was seen to receive, without gradients, and
+    only for the rows that were asked for. A compiled model runs uncompiled inside the block, since
+    compiled code calls no hooks.
 
     Args:
         model: any module that contains our attention blocks.
@@ -67,24 +69,47 @@ def capture_attention(
 
     maps = AttentionMaps()
 
-    def watch(name: str):  # type: ignore[no-untyped-def]
+    def watch(name: str):
+        # After the block, not before it: the pass must be the first to use the weights. Spectral
+        # norm moves its vectors at each use in training, autocast keeps the first cast it makes.
         @torch.no_grad()
-        def hook(module, args, kwargs):  # type: ignore[no-untyped-def]
-            maps[name] = module.attention_weights(*args, **kwargs, rows=rows)
+        def hook(module, args, kwargs, output):
+            with _standing_still(module):
+                maps[name] = module.attention_weights(*args, **kwargs, rows=rows)
             if isinstance(module, SelfAttention2d):
                 maps.query_grid[name] = tuple(args[0].shape[-2:])
                 maps.key_grid[name] = module.key_grid(*args[0].shape[-2:])
 
         return hook
 
-    handles = [
-        found[name].register_forward_pre_hook(watch(name), with_kwargs=True) for name in wanted
-    ]
+    handles = [found[name].register_forward_hook(watch(name), with_kwargs=True) for name in wanted]
     try:
-        yield maps
+        with _uncompiled():
+            yield maps
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _standing_still(module: nn.Module) -> Iterator[None]:
+    """Eval mode for a second use of the weights; each submodule then gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Whatever was compiled runs as written; torch's compiler is not loaded just to say so."""
+    return (
+        torch.compiler.set_stance("force_eager")
+        if "torch._dynamo" in sys.modules
+        else nullcontext()
+    )
 
 
 def attention_entropy(weights: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def check_images(images: Tensor, in_channels: int, image_size: tuple[int, int]) -> None:
-    """Raise ValueError, naming both sizes, unless images are (B, in_channels, H, W) as built for."""
+    """Raise ValueError, naming both sizes, unless images are (B, in_channels, *image_size)."""
     if images.ndim != 4:
         raise ValueError(
             f"expected a batch of images (batch, channels, height, width), got shape "

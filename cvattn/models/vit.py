@@ -83,7 +83,9 @@ class VisionTransformer(nn.Module):
         self.class_token = nn.Parameter(torch.zeros(embed_dim)) if pool == "cls" else None
         if self.class_token is not None:
             nn.init.trunc_normal_(self.class_token, std=0.02)
-        self.positions = LearnedGridPositions(embed_dim, self.grid) if positions == "learned" else None
+        self.positions = (
+            LearnedGridPositions(embed_dim, self.grid) if positions == "learned" else None
+        )
         if self.positions is None:
             self.register_buffer("fixed", sincos_2d(*self.grid, embed_dim), persistent=False)
         self.dropout = nn.Dropout(dropout)

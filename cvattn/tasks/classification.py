@@ -5,6 +5,7 @@ import math
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -45,40 +46,42 @@ class ClassificationTask(pl.LightningModule):
         self.final = final
         self.label_smoothing = label_smoothing
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.accuracy = nn.ModuleDict(
-            {
-                # "train" is taken by nn.Module.train.
-                f"{stage}_accuracy": MulticlassAccuracy(num_classes, average="micro")
-                for stage in ("train", "val", "test")
-            }
-        )
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step("train", batch, self.label_smoothing)
+        return self._step("train", self.train_accuracy, batch, self.label_smoothing)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step("val", batch)
+        self._step("val", self.val_accuracy, batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step("test", batch)
+        self._step("test", self.test_accuracy, batch)
 
-    def _step(self, stage: str, batch: tuple[Tensor, Tensor], smoothing: float = 0.0) -> Tensor:
+    def _step(
+        self,
+        stage: str,
+        accuracy: MulticlassAccuracy,
+        batch: tuple[Tensor, Tensor],
+        smoothing: float = 0.0,
+    ) -> Tensor:
         images, labels = batch
         logits = self(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        accuracy = self.accuracy[f"{stage}_accuracy"]
         accuracy.update(logits.detach(), labels)
-        once = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
-        # Evaluation shards may differ by an image between processes; Lightning weighs by batch_size
-        # within a process, and sync_dist averages over them.
-        self.log(f"{stage}/loss", loss, sync_dist=stage != "train", **once)
-        self.log(f"{stage}/accuracy", accuracy, **once)
+        # Both are means over images, also where processes or batches have unequal numbers of them.
+        size = len(labels)
+        self.log(
+            f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True
+        )
+        self.log(f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, batch_size=size)
         return loss
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(parameter_groups(self.network))
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
@@ -86,9 +89,7 @@ class ClassificationTask(pl.LightningModule):
                 "the schedule needs an end: set trainer.max_epochs or trainer.max_steps to a "
                 "positive number"
             )
-        schedule = warmup_cosine(
-            optimizer, steps=int(steps), warmup=self.warmup, final=self.final
-        )
+        schedule = warmup_cosine(optimizer, steps=int(steps), warmup=self.warmup, final=self.final)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -24,7 +24,7 @@ def parameter_groups(network: nn.Module) -> list[dict]:
         if parameter.ndim < 2 or name in getattr(module, "no_weight_decay", ())
     }
     trained = [p for p in network.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict] = [
         {"params": [p for p in trained if id(p) not in exempt]},
         {"params": [p for p in trained if id(p) in exempt], "weight_decay": 0.0},
     ]

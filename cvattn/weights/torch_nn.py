@@ -1,8 +1,8 @@
 """Weights of ``torch.nn``'s attention and Transformer modules into ours and back, exactly.
 
-Theirs are sources of weights here, never base classes. ``batch_first`` does not touch a weight: ours
-are always batch first, and what goes back is built with ``batch_first=True``. Masks differ in
-meaning: :func:`cvattn.core.masks.from_torch_masks` turns them.
+Theirs are sources of weights here, never base classes. ``batch_first`` touches no weight: ours are
+always batch first, and what goes back is built with ``batch_first=True``. Masks differ in meaning:
+:func:`cvattn.core.masks.from_torch_masks` turns them.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from cvattn.core import Decoder, DecoderLayer, Encoder, EncoderLayer, MultiHeadAttention
 from cvattn.core.feed_forward import Activation, FeedForward
+from cvattn.weights.copying import copy_parameters, set_parameter
 
 
 def from_torch(module: nn.Module) -> nn.Module:
@@ -30,7 +31,7 @@ def from_torch(module: nn.Module) -> nn.Module:
     =============================  ===========================
 
     Dtype, device, train/eval mode and ``requires_grad`` follow. A stack's final norm is taken as it
-    is: ``norm=None`` becomes ``nn.Identity``, also after pre-norm layers. No random number is drawn.
+    is: ``norm=None`` becomes ``nn.Identity``, also after pre-norm layers. Draws no random number.
 
     Raises:
         TypeError: another type; a subclass too, since it may compute something else.
@@ -75,25 +76,6 @@ def _convert(module: nn.Module, caller: str, table: dict[type, Callable]) -> nn.
     return table[type(module)](module).train(module.training)
 
 
-# ---- the small parts: tensors, linear layers, norms
-
-
-def _set(owner: nn.Module, name: str, *sources: Tensor, part: int | None = None) -> None:
-    """Make ``owner.name`` a parameter that copies its sources, packed, or the given third of one."""
-    value = torch.cat([s.detach() for s in sources]) if len(sources) > 1 else sources[0].detach()
-    value = value if part is None else value.chunk(3)[part]
-    trainable = any(source.requires_grad for source in sources)
-    setattr(owner, name, nn.Parameter(value.clone(), requires_grad=trainable))
-
-
-def _copy(ours: nn.Module, theirs: nn.Module) -> None:
-    """Copy the parameters of a linear layer or norm of the same shape, and a norm's epsilon."""
-    for name, parameter in theirs.named_parameters(recurse=False):
-        _set(ours, name, parameter)
-    if isinstance(ours, nn.LayerNorm) and isinstance(theirs, nn.LayerNorm):
-        ours.eps = theirs.eps
-
-
 def _final_norm(norm: nn.Module | None, absent: nn.Module | None) -> nn.Module | None:
     """A stack's last norm, copied; what stands for "none" differs between the two sides."""
     if norm is None or isinstance(norm, nn.Identity):
@@ -107,7 +89,7 @@ def _final_norm(norm: nn.Module | None, absent: nn.Module | None) -> nn.Module |
             elementwise_affine=norm.elementwise_affine,
             bias=norm.bias is not None,
         )
-    _copy(copy, norm)
+    copy_parameters(copy, norm)
     return copy
 
 
@@ -131,12 +113,12 @@ def _attention_from(theirs: nn.MultiheadAttention) -> MultiHeadAttention:
     for part, name in enumerate(_NAMES):
         layer = getattr(ours, name)
         if theirs.in_proj_weight is not None:
-            _set(layer, "weight", theirs.in_proj_weight, part=part)
+            set_parameter(layer, "weight", theirs.in_proj_weight, part=part)
         else:
-            _set(layer, "weight", getattr(theirs, f"{name}_weight"))
+            set_parameter(layer, "weight", getattr(theirs, f"{name}_weight"))
         if theirs.in_proj_bias is not None:
-            _set(layer, "bias", theirs.in_proj_bias, part=part)
-    _copy(ours.out_proj, theirs.out_proj)
+            set_parameter(layer, "bias", theirs.in_proj_bias, part=part)
+    copy_parameters(ours.out_proj, theirs.out_proj)
     _copy_bias_kv(ours, theirs)
     return ours
 
@@ -156,13 +138,13 @@ def _attention_to(ours: MultiHeadAttention) -> nn.MultiheadAttention:
             batch_first=True,
         )
     if theirs.in_proj_weight is not None:
-        _set(theirs, "in_proj_weight", *(layer.weight for layer in layers))
+        set_parameter(theirs, "in_proj_weight", *(layer.weight for layer in layers))
     else:
         for name, layer in zip(_NAMES, layers, strict=True):
-            _set(theirs, f"{name}_weight", layer.weight)
+            set_parameter(theirs, f"{name}_weight", layer.weight)
     if theirs.in_proj_bias is not None:
-        _set(theirs, "in_proj_bias", *(layer.bias for layer in layers))
-    _copy(theirs.out_proj, ours.out_proj)
+        set_parameter(theirs, "in_proj_bias", *(layer.bias for layer in layers))
+    copy_parameters(theirs.out_proj, ours.out_proj)
     _copy_bias_kv(theirs, ours)
     return theirs
 
@@ -170,7 +152,7 @@ def _attention_to(ours: MultiHeadAttention) -> nn.MultiheadAttention:
 def _copy_bias_kv(target: nn.Module, source: nn.Module) -> None:
     for name in ("bias_k", "bias_v"):
         if getattr(source, name) is not None:
-            _set(target, name, getattr(source, name))
+            set_parameter(target, name, getattr(source, name))
 
 
 # ---- layers
@@ -232,9 +214,9 @@ def _copy_norms_and_ffn(ours: Any, theirs: Any, *, norms: int) -> None:
         norm = getattr(theirs, name)
         if type(norm) is not nn.LayerNorm:
             raise ValueError(f"{name} is a {type(norm).__name__}; expected LayerNorm")
-        _copy(getattr(ours, name), norm)
-    _copy(ours.ffn.fc1, theirs.linear1)
-    _copy(ours.ffn.fc2, theirs.linear2)
+        copy_parameters(getattr(ours, name), norm)
+    copy_parameters(ours.ffn.fc1, theirs.linear1)
+    copy_parameters(ours.ffn.fc2, theirs.linear2)
 
 
 def _layer_to(ours: Any, kind: type[nn.Module], *, norms: int) -> Any:
@@ -252,9 +234,9 @@ def _layer_to(ours: Any, kind: type[nn.Module], *, norms: int) -> Any:
         )
     theirs.self_attn = _attention_to(ours.self_attn)
     for name in (f"norm{index + 1}" for index in range(norms)):
-        _copy(getattr(theirs, name), getattr(ours, name))
-    _copy(theirs.linear1, ffn.fc1)
-    _copy(theirs.linear2, ffn.fc2)
+        copy_parameters(getattr(theirs, name), getattr(ours, name))
+    copy_parameters(theirs.linear1, ffn.fc1)
+    copy_parameters(theirs.linear2, ffn.fc2)
     return theirs
 
 

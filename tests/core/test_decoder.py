@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from oracles import assert_hides, assert_near
+from oracles import assert_hides, assert_near, fill, scalar
 from torch import nn
 
 from cvattn.core import Decoder, DecoderLayer, masks
@@ -12,13 +12,6 @@ from cvattn.weights import from_torch
 
 BATCH, LENGTH, SIZE, WIDTH, HEADS, FFN = 3, 5, 7, 10, 2, 13
 OPTIONS = list(itertools.product([True, False], ["relu", "gelu"], [True, False]))
-
-
-def fill(module):
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.4)
-    return module
 
 
 def torch_layer(norm_first, activation, bias, dtype=torch.float64):
@@ -36,10 +29,6 @@ def torch_layer(norm_first, activation, bias, dtype=torch.float64):
             dtype=dtype,
         )
     )
-
-
-def scalar(output):
-    return (output * torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)).sum()
 
 
 def mask_pairs():
@@ -183,5 +172,5 @@ def test_refused():
         layer(x, torch.randn(BATCH, SIZE, 9))
     with pytest.raises(ValueError, match=r"\(batch, heads\)"):
         layer(x, torch.randn(1, SIZE, WIDTH))
-    with pytest.raises(TypeError, match="attn_mask is torch.float32"):
+    with pytest.raises(TypeError, match=r"attn_mask is torch\.float32"):
         layer(x, torch.randn(BATCH, SIZE, WIDTH), memory_mask=torch.zeros(LENGTH, SIZE))

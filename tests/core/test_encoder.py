@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from oracles import assert_hides, assert_near
+from oracles import assert_hides, assert_near, fill, scalar
 from torch import nn
 
 from cvattn.core import DropPath, Encoder, EncoderLayer, LayerScale, masks
@@ -12,13 +12,6 @@ from cvattn.weights import from_torch
 
 BATCH, LENGTH, WIDTH, HEADS, FFN = 3, 7, 10, 2, 13
 OPTIONS = list(itertools.product([True, False], ["relu", "gelu"], [True, False]))
-
-
-def fill(module):
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.4)
-    return module
 
 
 def torch_layer(norm_first, activation, bias, dtype=torch.float64, dropout=0.0):
@@ -36,10 +29,6 @@ def torch_layer(norm_first, activation, bias, dtype=torch.float64, dropout=0.0):
             dtype=dtype,
         )
     )
-
-
-def scalar(output):
-    return (output * torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)).sum()
 
 
 def mask_pairs():
@@ -146,7 +135,9 @@ def test_drop_path_rises_to_the_last_layer():
     ]
     assert rates[0] == []
     assert [r[0] for r in rates[1:]] == pytest.approx([0.05, 0.1, 0.15, 0.2])
-    assert isinstance(Encoder(WIDTH, HEADS, FFN, 1, layer_scale=0.1).layers[0].branch2[0], LayerScale)
+    assert isinstance(
+        Encoder(WIDTH, HEADS, FFN, 1, layer_scale=0.1).layers[0].branch2[0], LayerScale
+    )
 
 
 def test_layers_are_not_clones():
@@ -238,5 +229,5 @@ def test_refused(build, arguments, options, message):
 
 
 def test_refused_drop_path():
-    with pytest.raises(ValueError, match="drop_path=1.5 is not a probability"):
+    with pytest.raises(ValueError, match=r"drop_path=1\.5 is not a probability"):
         EncoderLayer(10, 2, 13, drop_path=1.5)

@@ -192,7 +192,11 @@ def test_polarity_is_ours_in_the_module():
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda: masks.length_mask(torch.tensor([1.0]), 5), ValueError, r"integers of shape \(B,\)"),
+        (
+            lambda: masks.length_mask(torch.tensor([1.0]), 5),
+            ValueError,
+            r"integers of shape \(B,\)",
+        ),
         (lambda: masks.length_mask(torch.tensor([True]), 5), ValueError, "torch.bool"),
         (lambda: masks.length_mask(torch.tensor(3), 5), ValueError, r"got shape \(\)"),
         (lambda: masks.length_mask(torch.tensor([6, 2]), 5), ValueError, r"in 0\.\.5.*2\.\.6"),

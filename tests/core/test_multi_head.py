@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from oracles import assert_hides, assert_near, loop_attention
+from oracles import assert_hides, assert_near, fill, loop_attention, scalar
 from torch import nn
 
 from cvattn.core import MultiHeadAttention, masks
@@ -14,14 +14,6 @@ from cvattn.weights import from_torch
 BATCH, LENGTH, SIZE, HEADS, WIDTH = 3, 5, 7, 2, 10
 FLAGS = list(itertools.product([False, True], repeat=3))
 PAIRS = list(itertools.product([False, True], repeat=2))
-
-
-def fill(module):
-    """Every parameter at random, the biases that start at 0 too."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(std=0.4)
-    return module
 
 
 def torch_masks(kind, length, size):
@@ -68,10 +60,6 @@ def torch_gradients(module):
     if module.bias_k is not None:
         found |= {"bias_k": module.bias_k.grad, "bias_v": module.bias_v.grad}
     return found | {"out_proj.weight": module.out_proj.weight.grad}
-
-
-def scalar(output):
-    return (output * torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)).sum()
 
 
 @pytest.mark.parametrize(("bias", "bias_kv", "zero"), FLAGS)
@@ -304,7 +292,10 @@ def test_compiled_by_inductor_with_gradients():
 
 def test_trap_17_exported_with_dynamic_batch_and_length():
     module = fill(MultiHeadAttention(WIDTH, HEADS, add_bias_kv=True)).eval()
-    batch, length = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("length", min=2, max=99)
+    batch, length = (
+        torch.export.Dim("batch", min=2, max=64),
+        torch.export.Dim("length", min=2, max=99),
+    )
     program = torch.export.export(
         module,
         (torch.randn(3, 5, WIDTH),),

@@ -40,8 +40,8 @@ def check_terms(
     """Raise unless ``attn_mask`` is bool, ``attn_bias`` float, and both broadcast to the scores."""
     if attn_mask is not None and attn_mask.dtype != torch.bool:
         raise TypeError(
-            f"attn_mask is {attn_mask.dtype}; expected bool with True = may attend. A float that is "
-            "added to the scores goes in attn_bias=; masks of other conventions are turned by "
+            f"attn_mask is {attn_mask.dtype}; expected bool with True = may attend. A float that "
+            "is added to the scores goes in attn_bias=; masks of other conventions are turned by "
             "cvattn.core.masks (from_torch_masks, from_zero_one, from_additive)."
         )
     if attn_bias is not None and not attn_bias.is_floating_point():

@@ -34,9 +34,18 @@ def choose_route(query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float 
     scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] * query.element_size()
     if dropout_p > 0.0:
         return Route("direct", "dropout on the weights needs the weights")
-    if scores <= SCORES_BOUND:
+    if _at_most(scores, SCORES_BOUND):
         return Route("direct", f"widths {width} and {value_width} differ and the scores are small")
     return Route("padded", f"widths {width} and {value_width} differ and the scores are large")
+
+
+def _at_most(size: int, bound: int) -> bool:
+    """``size <= bound``; False for a size left open in an export: it must not become limited."""
+    if torch.compiler.is_exporting():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return statically_known_true(size <= bound)
+    return size <= bound
 
 
 def attention(

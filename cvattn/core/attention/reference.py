@@ -94,7 +94,8 @@ def _check_rows(rows: Sequence[int] | Tensor, length: int, device: torch.device)
         rows = rows.long()  # an empty list has no dtype of its own
     if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
         raise ValueError(
-            f"rows must be a 1-D sequence of integers, got shape {tuple(rows.shape)} of {rows.dtype}"
+            f"rows must be a 1-D sequence of integers, got shape {tuple(rows.shape)} "
+            f"of {rows.dtype}"
         )
     if rows.numel() and (rows.min() < 0 or rows.max() >= length):
         raise ValueError(f"rows must lie in 0..{length - 1}, got {rows.tolist()}")

@@ -1,0 +1,3 @@
+from cvattn.cli import main
+
+raise SystemExit(main())

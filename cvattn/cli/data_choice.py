@@ -1,0 +1,147 @@
+"""Which data a network is evaluated on: its own, as its checkpoint tells, or as asked for."""
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import cvattn.data as rooms
+from cvattn.cli.common import CommandError, Trained, near
+from cvattn.data import DataInfo, ImageDataModule
+
+# By name, and only these: a checkpoint cannot name other code to run.
+MODULES: dict[str, type[ImageDataModule]] = {
+    name.removesuffix("Data").lower(): cls
+    for name in rooms.__all__
+    if inspect.isclass(cls := getattr(rooms, name))
+    and issubclass(cls, ImageDataModule)
+    and cls is not ImageDataModule
+}
+# The network fixes these where the data module would let them be chosen.
+FIXED = ("channels", "image_size", "mean", "std")
+
+
+def choose_data(trained: Trained, settings: Sequence[str]) -> tuple[ImageDataModule, list[str]]:
+    """The data module, checked to be of the network's kind, and notes for people.
+
+    Args:
+        trained: the network; ``config["data"]`` is what it was trained on.
+        settings: ``data=NAME`` and ``data.KEY=VALUE``, as on the command line.
+
+    Raises:
+        CommandError: unknown names (with near matches), values that do not fit, or data of other
+            classes or of another size.
+    """
+    name, given = parse(settings)
+    own, own_arguments, reason = _own(trained.config)
+    cls = MODULES[name] if name else own
+    if cls is None:
+        raise CommandError(f"{reason}; name the data, data={' or data='.join(MODULES)}")
+    name = next(short for short, known in MODULES.items() if known is cls)
+    parameters = inspect.signature(cls).parameters
+    for key in given:
+        if key not in parameters:
+            raise CommandError(f"data={name} has no {key!r}{near(key, parameters)}")
+        if key in ("mean", "std"):
+            raise CommandError(
+                f"data.{key}: pixels are normalised as in training, with the checkpoint's {key}"
+            )
+    notes = []
+    arguments: dict[str, Any] = dict(own_arguments) if cls is own else {}
+    dropped = [key for key in arguments if key not in parameters]
+    if dropped:
+        notes.append(f"data={name} no longer has {', '.join(dropped)}; left out")
+    arguments = {key: value for key, value in arguments.items() if key in parameters}
+    arguments |= {key: getattr(trained, key) for key in FIXED if key in parameters}
+    arguments |= given
+    if "root" in parameters and "root" not in given:
+        required = parameters["root"].default is inspect.Parameter.empty
+        notes += _settle_root(arguments, name, required=required)
+    try:
+        data = cls(**arguments)
+        info = data.describe()
+    except (TypeError, ValueError, OSError) as error:
+        raise CommandError(f"data={name}: {error}") from error
+    _check_agreement(trained, info)
+    return data, notes
+
+
+def parse(settings: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
+    """``["data=folder", "data.channels=1"]`` -> ``("folder", {"channels": 1})``."""
+    name, given = None, {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals or not (key == "data" or key.startswith("data.")):
+            raise CommandError(
+                f"cannot read {text!r}; expected data={'|'.join(MODULES)} or data.KEY=VALUE"
+            )
+        if key == "data":
+            if value not in MODULES:
+                raise CommandError(f"data={value}: no such data{near(value, MODULES)}")
+            name = value
+        elif key == "data.root":
+            given["root"] = value  # a path, though it may look like a number or YAML's null, ~
+        else:
+            try:
+                given[key.removeprefix("data.")] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise CommandError(f"{key}={value} cannot be read as a YAML value") from error
+    return name, given
+
+
+def _own(config: Mapping[str, Any]) -> tuple[type[ImageDataModule] | None, dict[str, Any], str]:
+    """Class and arguments that the checkpoint tells, or why there are none."""
+    node = config.get("data") if isinstance(config, Mapping) else None
+    if not isinstance(node, Mapping):
+        return None, {}, "the checkpoint does not say what data it was trained on"
+    target = node.get("_target_")
+    cls = {f"{rooms.__name__}.{cls.__name__}": cls for cls in MODULES.values()}.get(str(target))
+    if cls is None:
+        return None, {}, f"the checkpoint was trained on {target}, which is no data of cvattn"
+    return cls, {str(k): v for k, v in node.items() if not str(k).startswith("_")}, ""
+
+
+def _settle_root(arguments: dict[str, Any], name: str, *, required: bool) -> list[str]:
+    """Where the data is, if not said: where it was in training, CVATTN_DATA, or the default."""
+    was, here = arguments.get("root"), os.environ.get("CVATTN_DATA")
+    if was is not None and Path(was).expanduser().is_dir():
+        return []
+    # A checkpoint from elsewhere: its path means nothing on this machine.
+    arguments.pop("root", None)
+    if here:
+        arguments["root"] = here
+    elif required:
+        reason = "" if was is None else f"; in training it was {was}, which is no folder here"
+        raise CommandError(f"data={name} needs data.root=FOLDER (or CVATTN_DATA=FOLDER){reason}")
+    where = f"CVATTN_DATA={here}" if here else "the default, data"
+    return [] if was is None else [f"{was} is no folder here; taking {where}"]
+
+
+def _check_agreement(trained: Trained, info: DataInfo) -> None:
+    if info.channels != trained.channels:
+        raise CommandError(
+            f"the network takes {trained.channels} channels, {info.name} has {info.channels}"
+        )
+    if tuple(info.image_size) != trained.image_size:
+        raise CommandError(
+            f"the network takes images of {_by(trained.image_size)} (height x width), {info.name} "
+            f"has {_by(info.image_size)}"
+        )
+    known = trained.classes
+    if tuple(info.classes) != known:
+        same = " in another order" if sorted(info.classes) == sorted(known) else ""
+        raise CommandError(
+            f"the classes are not the network's{same}: it knows {_list(known)}; {info.name} has "
+            f"{_list(info.classes)}"
+        )
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,0 +1,224 @@
+"""``cvattn evaluate CHECKPOINT``: how good the network is on a whole data set, class by class."""
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+import cvattn
+from cvattn.cli.common import CommandError, Parser, Trained, open_classifier, shown
+from cvattn.cli.data_choice import MODULES, choose_data
+from cvattn.cli.figures import draw_confusion, draw_reliability
+from cvattn.cli.measures import BINS, Measures, measure
+from cvattn.data import BatchLoader, DataInfo, ImageDataModule
+
+_MOST_ROWS = 50
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command. Leaves ``evaluation.json``, ``confusion.{png,csv}`` and ``reliability.png``."""
+    args = _parser().read(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    trained = open_classifier(args.checkpoint, device)
+    data, notes = choose_data(trained, args.data)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    for note in notes:
+        errors.print(f"note: {note}", markup=False)
+    info = _load(data)
+    folder = Path(args.output) if args.output else default_folder(Path(args.checkpoint))
+    loader = _loader(data, trained, args.split)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        measures = measure(*_logits(trained, loader, device, errors))
+        _write(folder, measures, trained, data, args, device)
+    except OSError as error:
+        raise CommandError(f"cannot write into {shown(folder)}: {error}") from error
+    _show(Console(highlight=False), measures, trained, info, args.split, folder)
+    return 0
+
+
+def default_folder(checkpoint: Path) -> Path:
+    """``evaluation/`` in the run's folder, or beside a file that lies in no run."""
+    parent = checkpoint.absolute().parent
+    return (parent.parent if parent.name == "checkpoints" else parent) / "evaluation"
+
+
+def label(info: DataInfo) -> str:
+    """The data's name as it must stand beside every figure from it."""
+    return f"{info.name} (JPEG copy)" if info.official_pixels is False else info.name
+
+
+def _load(data: ImageDataModule) -> DataInfo:
+    try:
+        data.prepare_data()
+        data.setup("test")
+    except (ValueError, OSError) as error:
+        raise CommandError(f"data: {error}") from error
+    assert data.info is not None
+    return data.info
+
+
+def _loader(data: ImageDataModule, trained: Trained, split: str) -> BatchLoader:
+    """The split in order, normalised as the network was trained, whatever the data would do."""
+    part = data.split(split)
+    if not len(part.images):
+        raise CommandError(f"the data has no {split} images")
+    return BatchLoader(
+        part.images,
+        part.labels,
+        batch_size=data.eval_batch_size,
+        mean=trained.mean,
+        std=trained.std,
+    )
+
+
+def _logits(
+    trained: Trained, loader: BatchLoader, device: str, errors: Console
+) -> tuple[Tensor, Tensor]:
+    logits, labels = [], []
+    batches = track(
+        loader,
+        description="evaluating",
+        total=len(loader),
+        console=errors,
+        transient=True,
+        disable=not errors.is_terminal,
+    )
+    with torch.inference_mode(), _full_precision(device):
+        for images, truth in batches:
+            logits.append(trained.network(images.to(device)).float().cpu())
+            labels.append(truth)
+    found = torch.cat(logits)
+    bad = int((~found.isfinite()).any(-1).sum())
+    if bad:
+        raise CommandError(f"the network gives values that are not finite for {bad} images", 1)
+    return found, torch.cat(labels)
+
+
+def _full_precision(device: str) -> AbstractContextManager[object]:
+    """Convolutions in fp32: left alone, cuDNN rounds their inputs to 10 bits (TF32)."""
+    if device == "cpu":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+
+
+def _write(
+    folder: Path, measures: Measures, trained: Trained, data: ImageDataModule, args, device: str
+) -> None:
+    info = data.describe()
+    content = {
+        "checkpoint": os.path.abspath(args.checkpoint),
+        "network": type(trained.network).__name__,
+        "data": {
+            "name": info.name,
+            "label": label(info),
+            "split": args.split,
+            "skipped": len(getattr(data, "skipped", ())),  # unreadable files of all splits
+            "source": info.source,
+            "official_pixels": info.official_pixels,
+            "fingerprint": info.fingerprint,
+        },
+        "classes": list(trained.outputs),
+        **{k: v for k, v in dataclasses.asdict(measures).items() if k != "confusion"},  # in the CSV
+        "device": device,
+        "precision": "float32",
+        "versions": {
+            "python": platform.python_version(),
+            "cvattn": cvattn.__version__,
+            "torch": torch.__version__,
+        },
+    }
+    title = f"{content['network']} on {label(info)}, {args.split}: {measures.accuracy:.2%}"
+    draw_confusion(measures, trained.outputs, folder / "confusion.png", title=title)
+    draw_reliability(measures, folder / "reliability.png", title=title)
+    with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["is \\ taken for", *trained.outputs])
+        rows.writerows(
+            [name, *row] for name, row in zip(trained.outputs, measures.confusion, strict=True)
+        )
+    (folder / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _show(
+    console: Console,
+    measures: Measures,
+    trained: Trained,
+    info: DataInfo,
+    split: str,
+    folder: Path,
+) -> None:
+    kind = type(trained.network).__name__
+    table = Table(title=Text(f"{kind} on {label(info)}, {split}"), title_justify="left")
+    table.add_column("class")
+    table.add_column("images", justify="right")
+    table.add_column("accuracy", justify="right")
+    table.add_column("mostly taken for")
+    confusion = np.array(measures.confusion)
+    order = [i for i, value in enumerate(measures.class_accuracy) if value is not None]
+    if len(order) > _MOST_ROWS:
+        order = sorted(order, key=lambda i: measures.class_accuracy[i] or 0.0)[:_MOST_ROWS]
+    for i in order:
+        wrong = confusion[i].copy()
+        wrong[i] = 0
+        worst = int(wrong.argmax())
+        mistake = f"{trained.outputs[worst]} ({wrong[worst]})" if wrong[worst] else ""
+        table.add_row(
+            Text(trained.outputs[i]),
+            f"{confusion[i].sum():,}",
+            f"{measures.class_accuracy[i]:.2%}",
+            Text(mistake),
+        )
+    table.add_section()
+    table.add_row("all", f"{measures.images:,}", f"{measures.accuracy:.2%}", style="bold")
+    console.print(table)
+    if len(order) == _MOST_ROWS < len(trained.classes):
+        console.print(f"The {_MOST_ROWS} worst classes are shown, confusion.csv has all.")
+    console.print(
+        f"cross-entropy {measures.cross_entropy:.4f}, expected calibration error "
+        f"{measures.calibration_error:.2%} ({BINS} bins)"
+    )
+    if info.official_pixels is not None:
+        console.print(
+            "The pixels are the official ones."
+            if info.official_pixels
+            else "The pixels are a JPEG copy, not the official ones: accuracies on it are lower.",
+        )
+    files = "evaluation.json, confusion.png, confusion.csv, reliability.png"
+    console.print(f"{shown(folder)}/: {files}", markup=False, soft_wrap=True)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="cvattn evaluate",
+        usage="cvattn evaluate CHECKPOINT [data=NAME] [data.KEY=VALUE ...] [--split test|val] "
+        "[-o FOLDER]",
+        description="Accuracy for each class, confusion matrix and calibration, in float32. "
+        "Without data=... on the data that the checkpoint says it was trained on.",
+    )
+    parser.add_argument("checkpoint", help="a .ckpt file of a run (checkpoints/last.ckpt)")
+    parser.add_argument(
+        "data",
+        nargs="*",
+        help=f"data={'|'.join(MODULES)}, and any argument of it, such as data.root=FOLDER",
+    )
+    parser.add_argument("--split", choices=("test", "val"), default="test")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="for the files (default: evaluation/ in the run's folder)",
+    )
+    return parser

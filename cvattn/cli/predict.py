@@ -1,0 +1,127 @@
+"""``cvattn predict CHECKPOINT IMAGE...``: what the network takes each image for."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cvattn.cli.common import CommandError, Parser, Trained, open_classifier, shown
+from cvattn.cli.images import ImageError, find_images, read_image
+
+BATCH = 64
+Guesses = list[tuple[str, float]]  # class and probability, the likeliest first
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command. Returns 1 if a file could not be read (the others are predicted), else 0."""
+    args = _parser().read(arguments)
+    if args.top < 1:
+        raise CommandError(f"--top {args.top} must be at least 1")
+    trained = open_classifier(args.checkpoint)
+    if trained.channels not in (1, 3):
+        raise CommandError(
+            f"the network takes {trained.channels} channels; image files have 1 or 3"
+        )
+    read = _reader(trained)
+    rows: list[tuple[str, Guesses]] = []
+    squeezed: list[str] = []
+    failed = False
+    files = find_images(args.images)
+    for start in range(0, len(files), BATCH):
+        names, images = [], []
+        for path in files[start : start + BATCH]:
+            try:
+                pixels, note = read(path)
+            except ImageError as error:
+                print(f"error: {shown(path)}: {error}", file=sys.stderr)
+                failed = True
+                continue
+            names.append(shown(path))
+            images.append(pixels)
+            squeezed += [f"{shown(path)} ({note})"] if note else []
+        if images:
+            rows += zip(names, predict(trained, np.stack(images), args.top), strict=True)
+    if squeezed:
+        height, width = trained.image_size
+        print(
+            f"note: not of the shape {width} x {height} that the network takes, so squeezed: "
+            f"{', '.join(squeezed[:3])}{f' and {len(squeezed) - 3} more' * (len(squeezed) > 3)}",
+            file=sys.stderr,
+        )
+    if rows:
+        _show(rows)
+    return int(failed)
+
+
+def predict(trained: Trained, images: np.ndarray, top: int) -> list[Guesses]:
+    """uint8 (B, C, H, W) -> for each image the ``top`` classes with their probabilities."""
+    channels = (-1, 1, 1)
+    mean, std = torch.tensor(trained.mean).view(channels), torch.tensor(trained.std).view(channels)
+    with torch.inference_mode():
+        logits = trained.network((torch.from_numpy(images).float() / 255 - mean) / std)
+    if not logits.isfinite().all():
+        raise CommandError("the network gives values that are not finite: it is of no use", 1)
+    best = logits.double().softmax(-1).topk(min(top, logits.shape[1]))
+    return [
+        [(trained.outputs[i], p) for p, i in zip(ps, at, strict=True)]
+        for ps, at in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def _reader(trained: Trained) -> Callable[[Path], tuple[np.ndarray, str]]:
+    """Pixels of a file and, if it was squeezed, the size that it had; as in training."""
+    height, width = trained.image_size
+    data = trained.config.get("data")
+    if isinstance(data, dict) and data.get("_target_") == "cvattn.data.FolderData":
+        # These networks saw images cut to shape, never squeezed: they get the same here.
+        from cvattn.data.folder_files import decode
+
+        def read_cut(path: Path) -> tuple[np.ndarray, str]:
+            if not path.is_file():
+                read_image(path, trained.channels, trained.image_size)  # says what is wrong
+            pixels = decode(path, trained.image_size, trained.channels)
+            if isinstance(pixels, str):
+                raise ImageError(pixels)
+            return pixels, ""
+
+        return read_cut
+
+    def read_whole(path: Path) -> tuple[np.ndarray, str]:
+        pixels, (h, w) = read_image(path, trained.channels, trained.image_size)
+        return pixels, f"{w} x {h}" if h * width != w * height else ""
+
+    return read_whole
+
+
+def _show(rows: Sequence[tuple[str, Guesses]]) -> None:
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("file", *("is" if place == 0 else "or" for place in range(len(rows[0][1]))))
+        for name, guesses in rows:
+            # Text: a name such as [bold].png is no markup.
+            table.add_row(Text(name), *(Text(f"{c} {p:.1%}") for c, p in guesses))
+        Console().print(table)
+        return
+    widths = [max(len(name) for name, _ in rows)]
+    widths += [max(len(row[1][i][0]) for row in rows) for i in range(len(rows[0][1]))]
+    for name, guesses in rows:
+        cells = [f"{c:<{w}} {p:7.2%}" for (c, p), w in zip(guesses, widths[1:], strict=True)]
+        print("  ".join([f"{name:<{widths[0]}}", *cells]))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="cvattn predict",
+        description="Print the likeliest classes of image files, with their probabilities. Images "
+        "are resized to what the network takes; transparency becomes white. For networks trained "
+        "on data=folder they are cut to shape as in training, for others squeezed.",
+    )
+    parser.add_argument("checkpoint", help="a .ckpt file of a run (checkpoints/last.ckpt)")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of images")
+    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes shown (3)")
+    return parser

@@ -1,0 +1,214 @@
+"""Weights of timm's ``VisionTransformer`` into ours.
+
+timm's class token has a row of its own in the table of positions; ours needs none, so the row is
+added to the token. What timm can be told to do and ours cannot is refused by the name of timm's
+argument, never dropped.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from cvattn.core.feed_forward import Activation
+from cvattn.models import VisionTransformer
+from cvattn.weights.copying import copy_parameters, set_parameter
+
+
+def from_timm(module: nn.Module) -> VisionTransformer:
+    """Our ``VisionTransformer`` with a copy of the weights of timm's, same logits.
+
+    Taken are ``global_pool="token"``, and ``"avg"`` with ``class_token=False, fc_norm=False``;
+    learned positions; LayerScale (``init_values``); drop path; one dropout rate. Dtype, device,
+    train/eval mode and ``requires_grad`` follow. timm is loaded by this call, not before.
+
+    Raises:
+        TypeError: not timm's ``VisionTransformer``; a subclass may compute something else.
+        ValueError: an option that ours does not have, by name.
+    """
+    from timm.models.vision_transformer import VisionTransformer as Source
+
+    if type(module) is not Source:
+        raise TypeError(
+            f"from_timm() got a {type(module).__qualname__}; expected timm's VisionTransformer"
+        )
+    theirs: Any = module
+    _check_model(theirs)
+    for index, block in enumerate(theirs.blocks):
+        _check_block(block, index)
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are all replaced
+        ours = VisionTransformer(theirs.num_classes, **_arguments(theirs))
+    weight = theirs.patch_embed.proj.weight
+    ours.to(device=weight.device, dtype=weight.dtype)
+    _copy_model(ours, theirs)
+    return ours.train(module.training)
+
+
+def _refuse_if(found: dict[str, bool], where: str = "") -> None:
+    """Name what is there and has no counterpart."""
+    names = [name for name, there in found.items() if there]
+    if names:
+        raise ValueError(
+            f"timm's model uses {', '.join(names)}{where}, which VisionTransformer here has not"
+        )
+
+
+def _present(part: Any) -> bool:
+    return part is not None and not isinstance(part, nn.Identity)
+
+
+def _check_model(theirs: Any) -> None:
+    from timm.layers.patch_embed import PatchEmbed
+
+    patch, pool = theirs.patch_embed, theirs.global_pool
+    plain_patch = type(patch) is PatchEmbed
+    _refuse_if(
+        {
+            f"global_pool={pool!r}": pool not in ("token", "avg"),
+            "global_pool='avg' with class_token=True": pool == "avg" and theirs.has_class_token,
+            "fc_norm=True (the norm after pooling)": _present(theirs.fc_norm),
+            "pool_include_prefix=True": theirs.pool_include_prefix,
+            f"reg_tokens={theirs.num_reg_tokens}": theirs.num_reg_tokens > 0,
+            "a class token besides the pool": pool == "token" and not theirs.has_class_token,
+            "pos_embed='none'": theirs.pos_embed is None,
+            "pre_norm=True": _present(theirs.norm_pre),
+            "final_norm=False": not _present(theirs.norm) and not _present(theirs.fc_norm),
+            f"norm_layer={type(theirs.norm).__name__}": _present(theirs.norm)
+            and not isinstance(theirs.norm, nn.LayerNorm),
+            "num_classes=0": not isinstance(theirs.head, nn.Linear),
+            f"embed_layer={type(patch).__name__}": not plain_patch,
+            "dynamic_img_size=True": theirs.dynamic_img_size,
+            "dynamic_img_pad=True": plain_patch and patch.dynamic_img_pad,
+            "embed_norm_layer": plain_patch and _present(patch.norm),
+            f"patch_size={getattr(patch, 'patch_size', None)} (not square)": plain_patch
+            and patch.patch_size[0] != patch.patch_size[1],
+            "patch_drop_rate": _present(theirs.patch_drop),
+            f"drop_rate={theirs.head_drop.p} (before the head)": theirs.head_drop.p > 0,
+        }
+    )
+
+
+def _check_block(block: Any, index: int) -> None:
+    from timm.layers.attention import Attention
+    from timm.layers.layer_scale import LayerScale
+    from timm.layers.mlp import Mlp
+    from timm.models.vision_transformer import Block
+
+    where = f" in blocks.{index}"
+    _refuse_if({f"block_fn={type(block).__name__}": type(block) is not Block}, where)
+    attn, mlp = block.attn, block.mlp
+    _refuse_if(
+        {
+            f"attn_layer={type(attn).__name__}": type(attn) is not Attention,
+            f"mlp_layer={type(mlp).__name__}": type(mlp) is not Mlp,
+        },
+        where,
+    )
+    norms = {
+        type(n).__name__ for n in (block.norm1, block.norm2) if not isinstance(n, nn.LayerNorm)
+    }
+    _refuse_if(
+        {
+            f"norm_layer={', '.join(sorted(norms))}": bool(norms),
+            "qk_norm=True": _present(attn.q_norm) or _present(attn.k_norm),
+            "scale_attn_norm=True": _present(attn.norm),
+            "scale_mlp_norm=True": _present(mlp.norm),
+            "gated attention": _present(getattr(attn, "gate", None)),
+            "qkv_bias=False": attn.qkv.bias is None,
+            "proj_bias=False": attn.proj.bias is None or mlp.fc1.bias is None,
+            "attn_head_dim": attn.qkv.out_features != 3 * attn.qkv.in_features,
+            "another scale of the scores": attn.scale != attn.head_dim**-0.5,
+            "LayerScale of another kind": any(
+                _present(scale) and type(scale) is not LayerScale
+                for scale in (block.ls1, block.ls2)
+            ),
+        },
+        where,
+    )
+
+
+def _arguments(theirs: Any) -> dict[str, Any]:
+    """Arguments of ours, read from the modules themselves; what must agree is checked to agree."""
+    blocks, patch = list(theirs.blocks), theirs.patch_embed
+    if not blocks:
+        raise ValueError("timm's model has no blocks (depth=0)")
+    norms = [theirs.norm, *(n for b in blocks for n in (b.norm1, b.norm2))]
+    dropouts = [theirs.pos_drop.p] + [
+        p.p for b in blocks for p in (b.attn.attn_drop, b.attn.proj_drop, b.mlp.drop1, b.mlp.drop2)
+    ]
+    scaled = {_present(part) for b in blocks for part in (b.ls1, b.ls2)}
+    return {
+        "in_channels": patch.proj.in_channels,
+        "image_size": tuple(patch.img_size),
+        "patch_size": patch.patch_size[0],
+        "embed_dim": theirs.embed_dim,
+        "num_heads": _one("num_heads", [b.attn.num_heads for b in blocks]),
+        "ffn_dim": _one("mlp_ratio", [b.mlp.fc1.out_features for b in blocks]),
+        "num_layers": len(blocks),
+        "pool": "cls" if theirs.global_pool == "token" else "mean",
+        "dropout": _one("the rates of pos_drop, attn_drop and proj_drop", dropouts),
+        "drop_path": _drop_path(blocks),
+        # The factors themselves are copied later.
+        "layer_scale": 1.0 if _one("init_values", list(scaled)) else None,
+        "activation": _one("act_layer", [_activation(b.mlp.act) for b in blocks]),
+        "norm_eps": _one("eps of the norms", [norm.eps for norm in norms]),
+    }
+
+
+def _one(name: str, values: list) -> Any:
+    if len(set(values)) > 1:
+        raise ValueError(f"{name}: timm's model has {sorted(set(values))}; ours has one for all")
+    return values[0]
+
+
+def _drop_path(blocks: list[Any]) -> float:
+    """The last block's rate; ours rises to it linearly, as timm's does unless changed by hand."""
+    rates = [
+        [getattr(part, "drop_prob", 0.0) or 0.0 for part in (b.drop_path1, b.drop_path2)]
+        for b in blocks
+    ]
+    last = rates[-1][0]
+    for index, pair in enumerate(rates):
+        wanted = last * index / max(1, len(blocks) - 1)
+        if any(abs(rate - wanted) > 1e-6 for rate in pair):
+            raise ValueError(
+                f"drop_path of blocks.{index} is {pair}; ours rises linearly, here {wanted:.4g}"
+            )
+    return last
+
+
+def _activation(act: nn.Module) -> Activation:
+    from timm.layers.activations import GELU
+
+    if type(act) is nn.ReLU:
+        return "relu"
+    if type(act) is GELU or (type(act) is nn.GELU and act.approximate == "none"):
+        return "gelu"
+    raise ValueError(f"timm's model uses act_layer={act}; expected GELU (exact) or ReLU")
+
+
+def _copy_model(ours: Any, theirs: Any) -> None:
+    copy_parameters(ours.stem, theirs.patch_embed.proj)
+    table = theirs.pos_embed
+    if ours.class_token is not None:
+        token = theirs.cls_token
+        folded = token[0, 0] if theirs.no_embed_class else token[0, 0] + table[0, 0]
+        set_parameter(ours, "class_token", folded.detach().requires_grad_(token.requires_grad))
+    own_row = ours.class_token is not None and not theirs.no_embed_class
+    grid = table[0, 1:] if own_row else table[0]
+    set_parameter(ours.positions, "table", grid.detach().requires_grad_(table.requires_grad))
+    for layer, block in zip(ours.encoder.layers, theirs.blocks, strict=True):
+        copy_parameters(layer.norm1, block.norm1)
+        copy_parameters(layer.norm2, block.norm2)
+        for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
+            for kind in ("weight", "bias"):
+                source = getattr(block.attn.qkv, kind)
+                set_parameter(getattr(layer.self_attn, name), kind, source, part=part)
+        copy_parameters(layer.self_attn.out_proj, block.attn.proj)
+        copy_parameters(layer.ffn.fc1, block.mlp.fc1)
+        copy_parameters(layer.ffn.fc2, block.mlp.fc2)
+        for branch, scale in ((layer.branch1, block.ls1), (layer.branch2, block.ls2)):
+            if _present(scale):
+                copy_parameters(branch[0], scale)  # LayerScale stands first in a branch
+    copy_parameters(ours.encoder.norm, theirs.norm)
+    copy_parameters(ours.head, theirs.head)

@@ -1,0 +1,118 @@
+"""Small copies of CIFAR-10 on disk, and a server on this machine that is as bad as a test wants."""
+
+import hashlib
+import http.server
+import io
+import threading
+
+from PIL import Image
+
+from cvattn.data import cifar10_files
+
+
+def md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
+def parquet_bytes(pixels, labels, **changes) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = []
+    for image in pixels:
+        out = io.BytesIO()
+        Image.fromarray(image).save(out, format="PNG")
+        rows.append({"bytes": out.getvalue(), "path": None})
+    for row, data in changes.get("replace", {}).items():
+        rows[row]["bytes"] = data
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = pyarrow.table({"img": pyarrow.array(rows, kind), "label": pyarrow.array(labels)})
+    out = io.BytesIO()
+    parquet.write_table(table, out)
+    return out.getvalue()
+
+
+def lay_out(tiny, root, form):
+    """Write the small CIFAR-10 below ``root`` in one form; returns the files written."""
+    if form == "folder":
+        files = {f"cifar-10-batches-py/{n}": d for n, d in tiny.batches.items()}
+    elif form == "archive":
+        files = {cifar10_files.ARCHIVE: tiny.archive}
+    else:
+        place = form.removeprefix("parquet").removeprefix(":")
+        files = {f"{place}/{n}": tiny.parquets[s] for s, n in cifar10_files.PARQUETS.items()}
+    paths = []
+    for name, data in files.items():
+        path = root / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        paths.append(path)
+    return paths
+
+
+class Server:
+    """Serves ``files`` (path -> bytes) on 127.0.0.1, as broken or as slow as a test wants.
+
+    ``cut``: bytes after which a connection ends (once each time it is set); ``ranges``: whether
+    ranges are honoured; ``delay``: seconds between pieces of 1 KiB; ``log``: (path, Range) of each
+    request.
+    """
+
+    def __init__(self):
+        self.files, self.log, self.cut, self.ranges, self.delay = {}, [], None, True, 0.0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.answer(self)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        self.stopped = threading.Event()
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self):
+        self.stopped.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+    def answer(self, request):
+        self.log.append((request.path, request.headers.get("Range")))
+        data = self.files.get(request.path)
+        if data is None:
+            request.send_error(404)
+            return
+        tag, start = f'"{md5(data)}"', 0
+        asked = request.headers.get("Range")
+        fresh = request.headers.get("If-Range") in (None, tag)
+        if asked and self.ranges and fresh:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(data):
+                request.send_response(416)
+                request.send_header("Content-Range", f"bytes */{len(data)}")
+                request.end_headers()
+                return
+            request.send_response(206)
+            request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        else:
+            request.send_response(200)
+        request.send_header("ETag", tag)
+        request.send_header("Content-Length", str(len(data) - start))
+        request.end_headers()
+        body = data[start:]
+        if self.cut is not None:
+            body, self.cut = body[: self.cut], None
+        try:
+            if not self.delay:
+                request.wfile.write(body)
+                return
+            for at in range(0, len(body), 1024):
+                request.wfile.write(body[at : at + 1024])
+                if self.stopped.wait(self.delay):
+                    return
+        except OSError:
+            pass  # the client left

@@ -1,0 +1,206 @@
+"""Folders of images: sizes, kinds, damage, and folders that do not fit together."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cvattn.data import DataError, FolderData
+from cvattn.data.folder import channel_statistics
+
+COLOURS = {"blue": (10, 20, 200), "red": (200, 30, 40)}
+
+
+def save(path, size, colour, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """11 blue and 7 red training images of many sizes and kinds; 3 + 2 test images."""
+    sizes = [(20, 30), (64, 17), (9, 9), (33, 40), (5, 80), (12, 12), (31, 7), (50, 50)]
+    for part, counts in {"train": (11, 7), "test": (3, 2)}.items():
+        for (name, colour), count in zip(COLOURS.items(), counts, strict=True):
+            for i in range(count):
+                suffix = (".png", ".jpg", ".bmp")[i % 3]
+                save(tmp_path / part / name / f"{i:02}{suffix}", sizes[i % 8], colour)
+    return tmp_path
+
+
+def test_images_of_any_size_become_one(root):
+    data = FolderData(root=root, image_size=[12, 20], batch_size=4)
+    before = data.describe()
+    assert before.classes == ("blue", "red")
+    assert before.image_size == (12, 20)
+    assert (before.train_size, before.val_size, before.test_size) == (15, 3, 5)  # 2 of 11, 1 of 7
+    assert before.mean == ()
+    data.setup()
+    assert (data.info.train_size, data.info.val_size, data.info.test_size) == (15, 3, 5)
+    for split in ("train", "val", "test"):
+        part = data.split(split)
+        assert part.images.shape[1:] == (3, 12, 20)
+        colours = torch.tensor(list(COLOURS.values()))[part.labels]
+        assert (part.images.double().mean((2, 3)) - colours).abs().max() < 6  # JPEG
+    pixels = data.split("train").images.double() / 255
+    np.testing.assert_allclose(data.info.mean, pixels.mean((0, 2, 3)), atol=1e-12)
+    np.testing.assert_allclose(data.info.std, pixels.std((0, 2, 3), correction=0), atol=1e-12)
+    batches = list(data.train_dataloader())
+    assert [tuple(images.shape) for images, _ in batches] == [(4, 3, 12, 20)] * 3
+
+
+def test_an_image_covers_the_target_and_is_cut_in_the_middle(root):
+    picture = np.zeros((8, 24, 3), np.uint8)
+    picture[:, 8:16] = 255  # the middle third is white
+    Image.fromarray(picture).save(root / "test" / "red" / "99.png")
+    data = FolderData(root=root, image_size=8)
+    data.setup()
+    white = (data.split("test").images == 255).flatten(1).all(1)
+    assert white.sum() == 1
+
+
+def test_orientation_grey_palette_alpha_and_16_bit_are_understood(root):
+    place = root / "test" / "blue"
+    shutil.rmtree(place)
+    place.mkdir()
+    upright = np.zeros((10, 10), np.uint8)
+    upright[:5] = 240  # light above
+    Image.fromarray(upright).save(place / "a_grey.png")
+    Image.fromarray(upright).convert("P").save(place / "b_palette.gif")
+    Image.fromarray(upright).convert("RGBA").save(place / "c_alpha.png")
+    Image.fromarray(upright.astype(np.uint16) * 257).save(place / "d_16bit.png")
+    turned = Image.fromarray(np.rot90(upright).copy())
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned clockwise to be upright
+    turned.save(place / "e_exif.jpg", exif=exif, quality=95)
+    data = FolderData(root=root, image_size=10, channels=3)
+    data.setup()
+    part = data.split("test")
+    images = part.images[part.labels == 0]
+    assert len(images) == 5
+    assert (images[:, :, :4].double() - 240).abs().max() < 12
+    assert images[:, :, 6:].double().abs().max() < 12
+    grey = FolderData(root=root, image_size=10, channels=1)
+    grey.setup()
+    assert grey.split("test").images.shape[1:] == (1, 10, 10)
+    assert len(grey.info.mean) == 1
+
+
+def test_given_constants_are_used_and_val_folder_too(root):
+    shutil.copytree(root / "test", root / "val")
+    data = FolderData(root=root, image_size=8, mean=[0.5] * 3, std=(0.2, 0.3, 0.4))
+    assert data.describe().std == (0.2, 0.3, 0.4)
+    data.setup()
+    assert data.info.mean == (0.5, 0.5, 0.5)
+    assert (data.info.train_size, data.info.val_size) == (18, 5)
+
+
+def test_adding_files_moves_no_others_between_parts(root):
+    def validation():
+        _, listing = FolderData(root=root)._list()
+        return {path.name for path, label in listing["val"] if label == 0}
+
+    before = validation()
+    for i in range(20, 29):
+        save(root / "train" / "blue" / f"{i}.png", (8, 8), (0, 0, 255))
+        assert len(validation() & before) + len(validation() - before) == len(validation())
+    assert len(before & validation()) >= 1
+    assert len(validation()) == 2
+
+
+def harm(root):
+    good = (root / "train" / "red" / "01.jpg").read_bytes()
+    (root / "train" / "red" / "01.jpg").write_bytes(good[: len(good) // 2])
+    (root / "test" / "blue" / "text.png").write_text("not a picture")
+    (root / "train" / "blue" / "empty.png").write_bytes(b"")
+
+
+def test_corrupt_files_are_named_and_refused(root):
+    harm(root)
+    with pytest.raises(DataError, match="3 image files cannot be read") as error:
+        FolderData(root=root, image_size=8).setup()
+    for name in ("01.jpg", "text.png", "empty.png", "on_corrupt=skip"):
+        assert name in str(error.value)
+
+
+def test_corrupt_files_are_named_and_skipped(root):
+    harm(root)
+    data = FolderData(root=root, image_size=8, on_corrupt="skip")
+    with pytest.warns(UserWarning, match="3 image files cannot be read") as caught:
+        data.setup()
+    assert "text.png" in str(caught[0].message)
+    assert sorted(path.name for path in data.skipped) == ["01.jpg", "empty.png", "text.png"]
+    info = data.info
+    assert info.train_size + info.val_size + info.test_size == 17 + 5
+    labels = data.split("test").labels
+    assert (labels == 0).sum() == 3
+
+
+def test_a_class_with_nothing_readable_is_an_error(root):
+    for path in (root / "test" / "red").iterdir():
+        path.write_bytes(b"x")
+    with (
+        pytest.raises(DataError, match="test: no readable image of red"),
+        pytest.warns(UserWarning, match="2 image files"),
+    ):
+        FolderData(root=root, image_size=8, on_corrupt="skip").setup()
+
+
+def empty_class(root):
+    for path in (root / "train" / "red").iterdir():
+        path.unlink()
+    (root / "train" / "red" / "notes.txt").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: shutil.rmtree(r), "is not a folder; expected one with train/ and test/"),
+        (lambda r: shutil.rmtree(r / "test"), "test is missing; .*there are: train"),
+        (lambda r: (r / "train").rename(r / "Trian"), "did you mean 'trian'"),
+        (lambda r: shutil.rmtree(r / "train" / "red"), "only the class 'blue'"),
+        (
+            lambda r: [shutil.rmtree(r / "train" / c) for c in COLOURS],
+            "train has no class folders; expected a folder of images for each",
+        ),
+        (empty_class, "no image files for red; expected names that end in"),
+        (lambda r: (r / "test" / "red").rename(r / "test" / "reed"), "lacks red and has reed"),
+        (lambda r: shutil.copytree(r / "test" / "red", r / "test" / "x"), "has x, which train/"),
+    ],
+)
+def test_folders_that_do_not_fit_are_refused_before_pixels_are_read(root, change, message):
+    change(root)
+    with pytest.raises(DataError, match=message):
+        FolderData(root=root).describe()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"on_corrupt": "skipp"}, ValueError, "did you mean 'skip'"),
+        ({"image_size": 0}, ValueError, "image_size must be at least 1"),
+        ({"image_size": "64"}, TypeError, "image_size must be a whole number, got '64'"),
+        ({"image_size": [8, 8, 3]}, ValueError, r"one side or \(H, W\)"),
+        ({"image_size": 4}, ValueError, "crop_pad=4 must be smaller"),
+        ({"channels": 4}, ValueError, "channels must be 1"),
+        ({"mean": [0.5] * 3}, ValueError, "mean and std belong together"),
+        ({"mean": [0.5], "std": [0.5]}, ValueError, "mean needs 3 values"),
+        ({"mean": [120.0] * 3, "std": [60.0] * 3}, ValueError, "mean must lie in 0..1"),
+    ],
+)
+def test_bad_values_stop_at_construction(arguments, error, message):
+    with pytest.raises(error, match=message):
+        FolderData(root="nowhere", **arguments)
+
+
+def test_too_many_images_for_the_memory_are_refused(root):
+    with pytest.raises(DataError, match="images are held in memory"):
+        FolderData(root=root, image_size=300_000).setup()
+
+
+def test_channel_statistics_of_a_constant_channel():
+    mean, std = channel_statistics(torch.full((3, 1, 2, 5), 51, dtype=torch.uint8))
+    assert mean == pytest.approx((0.2,))
+    assert std == (1 / 255,)

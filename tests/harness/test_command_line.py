@@ -1,0 +1,72 @@
+import pytest
+from runs import CONF, TINY
+
+from cvattn import checkpoint
+from cvattn.harness import ConfigError, check_command_line
+from cvattn.models import SAGANClassifier
+
+WRONG = [
+    (["model=vti"], r"model=vti: no such choice; did you mean vit\?"),
+    (["data=cifar"], r"did you mean cifar10"),
+    (["trainer=gpu"], r"There are: auto, ddp|there are: auto, ddp"),
+    (["recipe=resnet"], r"recipe=resnet: no such choice"),
+    (["model.embd_dim=3", "model=vit"], r"'model\.embd_dim'; did you mean model\.embed_dim"),
+    (["trainer.max_epoch=3"], r"did you mean trainer\.max_epochs"),
+    (["recipe.lr=0.1"], r"did you mean .*recipe\.optimizer\.lr"),
+    (["sed=1"], r"did you mean seed\?"),
+    (["modle=vit"], r"did you mean model"),
+    (["model"], r"cannot read 'model'; expected key=value"),
+    (["seed=1,2"], r"need --multirun"),
+    (["trainer=ddp", "seed=1,2", "-m"], r"cannot run inside a multirun"),
+    (["trainer.strategy=ddp", "model=vit,sagan", "--multirun"], r"cannot run inside a multirun"),
+    (["ckpt_path=nowhere.ckpt"], r"no checkpoint at nowhere\.ckpt"),
+    (["model=vit,vgg", "-m"], r"model=vgg: no such choice"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_mistakes_are_named_with_what_is_near(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        check_command_line(arguments, CONF)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        TINY,
+        ["model=vit", "recipe=sagan", "logger=tensorboard"],
+        ["seed=1,2", "model=vit,sagan", "-m"],
+        ["~logger", "seed=null"],
+        ["--help"],
+        ["--cfg", "job"],
+        ["hydra.run.dir=/tmp/elsewhere"],
+    ],
+)
+def test_what_is_right_goes_through_unchanged(arguments, monkeypatch):
+    monkeypatch.setenv("CVATTN_OFFLINE", "1")
+    assert check_command_line(arguments, CONF) == arguments
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"run folder.*file.*is not a folder"):
+        check_command_line([f"hydra.run.dir={tmp_path}/file/run"], CONF)
+
+
+def test_continuing_writes_into_the_same_folder(tmp_path):
+    path = tmp_path / "my run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    network = SAGANClassifier(5, widths=(1, 1, 1, 1))
+    meta = {"source_config": {}, "choices": {}}
+    checkpoint.save(path, network, args={}, meta=meta)
+    arguments = [f"ckpt_path='{path}'"]
+    checked = check_command_line(arguments, CONF)
+    assert checked == [*arguments, f"hydra.run.dir='{tmp_path / 'my run'}'"]
+
+
+def test_a_network_for_use_cannot_be_trained_on(tmp_path):
+    path = tmp_path / "net.ckpt"
+    checkpoint.save(path, SAGANClassifier(5, widths=(1, 1, 1, 1)), args={}, meta={})
+    with pytest.raises(ConfigError, match="without the state of a training run"):
+        check_command_line([f"ckpt_path={path}"], CONF)

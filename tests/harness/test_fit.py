@@ -1,0 +1,165 @@
+"""Whole runs in this process: what they leave behind, and what stops them."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from runs import TINY
+
+import cvattn
+from cvattn.harness import ConfigError, TrainingStopped
+from cvattn.harness.csv_log import read_metrics
+
+
+def test_a_run_leaves_what_a_person_needs(run, tmp_path, capsys):
+    best = run(TINY)
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["data"]["name"] == "digits"
+    assert summary["data"]["official_pixels"] is None
+    assert 0 <= summary["test"]["accuracy"] <= 1
+    assert summary["best_val_accuracy"] == best
+    assert summary["images"] == 300
+    assert summary["pflop"] == pytest.approx(6 * summary["macs_per_image"] * 300 / 1e15)
+    assert summary["gamma"].keys() == {"attention.stage2"}
+    for name in ("curves.png", "attention.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    (row,) = csv.DictReader((folder / "metrics.csv").open())
+    assert {"train/loss", "val/accuracy", "gamma/attention.stage2"} <= row.keys()
+    assert 0 < float(row["entropy/attention.stage2"]) < 4.16  # log(64 keys)
+    config = OmegaConf.load(folder / "config.yaml")
+    assert config.model.widths == [3, 4, 8, 5]
+    printed = capsys.readouterr().out
+    assert "digits" in printed
+    assert "python -m cvattn evaluate" in printed
+
+
+def test_the_network_comes_back_from_its_checkpoint(run, tmp_path):
+    run(TINY)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    network = cvattn.load(path)
+    assert not network.training
+    assert network.meta["classes"] == [str(i) for i in range(10)]
+    assert network.meta["image_size"] == [32, 32]
+    assert network.meta["config"]["model"]["widths"] == [3, 4, 8, 5]
+    assert torch.equal(network.head.weight, content["state_dict"]["network.head.weight"])
+    # Without Hydra or Lightning.
+    code = (
+        f"import sys, cvattn; cvattn.load({str(path)!r}); "
+        "assert not {'hydra', 'pytorch_lightning', 'omegaconf'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_last_is_the_last_epoch_even_when_an_earlier_one_was_better(run, tmp_path):
+    run([*TINY, "trainer.max_epochs=3", "recipe.optimizer.lr=0.0"])
+    folder = tmp_path / "run" / "checkpoints"
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] <= 2
+
+
+TINY_VIT = "model=vit model.embed_dim=12 model.num_heads=3 model.num_layers=2"
+
+
+@pytest.mark.parametrize("model", ["model.attention=false", TINY_VIT])
+def test_other_networks(run, tmp_path, model):
+    tiny = [o for o in TINY if not o.startswith("model")] if "vit" in model else TINY
+    run([*tiny, *model.split()])
+    assert (tmp_path / "run" / "attention.png").exists() == ("vit" in model)
+
+
+def test_fast_dev_run(run, tmp_path):
+    run([*TINY, "trainer.fast_dev_run=true"])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["images"] == 100
+
+
+def test_same_seed_same_weights_other_seed_others(composed, tmp_path):
+    from cvattn.harness import fit
+
+    heads = []
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        cfg = composed([*TINY, f"seed={seed}"])
+        cfg.run_dir = str(tmp_path / name)
+        fit(cfg)
+        heads.append(cvattn.load(tmp_path / name / "checkpoints" / "last.ckpt").head.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_seed_null_is_drawn_and_recorded(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CVATTN_DECISIONS", "{}")
+    run([*TINY, "seed=null"])
+    assert isinstance(OmegaConf.load(tmp_path / "run" / "config.yaml").seed, int)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_epoch(
+    run, tmp_path, monkeypatch
+):
+    from cvattn.tasks import ClassificationTask
+
+    honest = ClassificationTask.training_step
+
+    def spoilt(self, batch, batch_idx):
+        loss = honest(self, batch, batch_idx)
+        return loss * float("nan") if self.global_step == 4 else loss
+
+    monkeypatch.setattr(ClassificationTask, "training_step", spoilt)
+    with pytest.raises(TrainingStopped, match=r"nan at step 5 \(epoch 2\)"):
+        run([*TINY, "trainer.max_epochs=3"])
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["epoch"] == 0
+    assert kept["state_dict"]["network.head.weight"].isfinite().all()
+
+
+def continued(composed, tmp_path, *overrides):
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    from cvattn.harness import fit
+
+    return fit(composed([f"ckpt_path={path}", *overrides]))
+
+
+def test_continuing_restores_the_configuration_and_appends(run, composed, tmp_path):
+    run([*TINY, "trainer.max_epochs=2"])
+    before = read_metrics(tmp_path / "run" / "metrics.csv")
+    continued(composed, tmp_path, "trainer.max_epochs=3")
+    after = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert list(after) == [0, 1, 2]
+    assert {e: after[e] for e in (0, 1)} == before
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["epochs"] == 3
+    assert summary["images"] == 900  # of the whole run
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").model.widths == [3, 4, 8, 5]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model=vit", r"keeps it. Leave model= out"),
+        ("model.widht=3", r"no such key; did you mean model\.widths"),
+        ("trainer.max_epochs=1", r"complete after 1 epochs"),
+    ],
+)
+def test_what_cannot_be_continued(run, composed, tmp_path, override, message):
+    run(TINY)
+    # The group is resolved before our code sees it, so the key has to exist in it.
+    overrides = [override] if "widht" not in override else [f"+{override}"]
+    if "widht" in override:
+        from cvattn.harness.resume import saved_config
+
+        with pytest.raises(ConfigError, match=message):
+            saved_config(str(tmp_path / "run" / "checkpoints" / "last.ckpt"), [override])
+        return
+    with pytest.raises(ConfigError, match=message):
+        continued(composed, tmp_path, *overrides)
+
+
+def test_unreadable_data_is_the_users_to_mend(run, tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        run(["data=folder", f"data.root={tmp_path}", "model=sagan"])

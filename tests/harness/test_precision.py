@@ -1,0 +1,35 @@
+import pytest
+import torch
+from torch import nn
+
+from cvattn.harness import precision
+from cvattn.harness.precision import probe_precision
+from cvattn.models import SAGANClassifier
+
+
+def test_the_network_and_the_random_state_are_left_alone():
+    network = SAGANClassifier(5, widths=(3, 4, 8, 5), image_size=(7, 5))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    state = torch.get_rng_state()
+    decision = probe_precision(network, torch.randn(11, 3, 7, 5), channels_last=True)
+    assert decision.choice in ("bf16-mixed", "32-true")
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert all(p.grad is None for p in network.parameters())
+    torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize(
+    ("losses", "times", "choice", "reason"),
+    [
+        ((2.0, 2.01), (3.0, 1.0), "bf16-mixed", "3.0 times"),
+        ((2.0, 2.01), (1.1, 1.0), "32-true", "1.1 times"),
+        ((2.0, 2.5), (3.0, 1.0), "32-true", "25% off"),
+        ((2.0, float("nan")), (3.0, 1.0), "32-true", "off"),
+    ],
+)
+def test_bf16_must_be_right_and_faster(monkeypatch, losses, times, choice, reason):
+    measured = dict(zip((False, True), zip(losses, times, strict=True), strict=True))
+    monkeypatch.setattr(precision, "_measure", lambda *_, enabled: measured[enabled])
+    decision = probe_precision(nn.Identity(), torch.zeros(1), channels_last=False)
+    assert decision.choice == choice
+    assert reason in decision.reason

@@ -1,0 +1,249 @@
+"""capture_attention: the weights are right, and looking changes nothing."""
+
+import copy
+import math
+
+import pytest
+import torch
+from oracles import assert_near
+from torch import Tensor, nn
+
+from cvattn.blocks import SelfAttention2d
+from cvattn.maps import attention_entropy, attention_modules, capture_attention
+from cvattn.models import SAGANClassifier, Transformer, VisionTransformer
+
+
+def sagan(form: str = "common") -> SAGANClassifier:
+    model = SAGANClassifier(
+        5,
+        image_size=(21, 11),
+        widths=(4, 16, 16, 8),
+        attention_after=("stage1", "stage2"),
+        attention_form=form,
+    )
+    with torch.no_grad():
+        for block in model.attention.values():
+            block.gamma.fill_(0.7)
+    return model
+
+
+def vit(**options) -> VisionTransformer:
+    sizes = {"embed_dim": 12, "num_heads": 3, "ffn_dim": 20, "num_layers": 2, "patch_size": 2}
+    return VisionTransformer(5, image_size=(6, 10), pool="cls", **(sizes | options))
+
+
+def transformer(**options) -> Transformer:
+    sizes = {"embed_dim": 12, "num_heads": 3, "ffn_dim": 20, "num_decoder_layers": 1}
+    return Transformer(13, 11, **(sizes | options))
+
+
+SOURCE = torch.tensor([[4, 5, 6, 7, 8], [9, 4, 0, 0, 0]])
+TARGET = torch.tensor([[1, 3, 4], [1, 5, 0]])
+
+
+def images(height: int = 21, width: int = 11) -> Tensor:
+    return torch.randn(2, 3, height, width)
+
+
+MODELS = {
+    "common": (sagan, lambda: (images(),)),
+    "biggan": (lambda: sagan("biggan"), lambda: (images(),)),
+    "vit": (lambda: vit(dropout=0.3, drop_path=0.3), lambda: (images(6, 10),)),
+    "transformer": (lambda: transformer(dropout=0.3), lambda: (SOURCE, TARGET)),
+}
+any_model = pytest.mark.parametrize(("build", "draw"), MODELS.values(), ids=MODELS.keys())
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def inputs_of(model: nn.Module, name: str, *inputs: Tensor) -> list[Tensor]:
+    seen: list[Tensor] = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.extend(args))
+    model(*inputs)
+    handle.remove()
+    return seen
+
+
+def by_hand(
+    q: Tensor, k: Tensor, heads: int, scale: float, allowed: Tensor | None = None
+) -> Tensor:
+    """softmax of scaled products, from projected (B, N, D), one head at a time."""
+    maps = []
+    for q_h, k_h in zip(q.chunk(heads, -1), k.chunk(heads, -1), strict=True):
+        powers = (torch.einsum("bie,bje->bij", q_h, k_h) * scale).exp()
+        if allowed is not None:
+            powers = powers * allowed
+        maps.append(powers / powers.sum(-1, keepdim=True))
+    return torch.stack(maps, dim=1)
+
+
+def test_weights_on_feature_maps_with_their_grids():
+    model, batch = sagan().eval(), images()
+    with capture_attention(model) as maps:
+        model(batch)
+    assert list(maps) == ["attention.stage1", "attention.stage2"]
+    assert maps.query_grid == {"attention.stage1": (11, 6), "attention.stage2": (6, 3)}
+    assert maps.key_grid == maps.query_grid
+    for name, block in attention_modules(model).items():
+        (x,) = inputs_of(model, name, batch)
+        q, k = (layer(x).flatten(2).mT for layer in (block.query, block.key))
+        assert_near(maps[name], by_hand(q, k, 1, 1.0), 1e-5)
+        assert not maps[name].requires_grad
+
+
+def test_pooled_keys_have_a_grid_of_their_own():
+    model = sagan("biggan").eval()
+    with capture_attention(model) as maps:
+        model(images())
+    assert maps.query_grid == {"attention.stage1": (11, 6), "attention.stage2": (6, 3)}
+    assert maps.key_grid == {"attention.stage1": (6, 3), "attention.stage2": (3, 2)}
+    assert maps["attention.stage1"].shape == (2, 1, 66, 18)
+
+
+def test_weights_of_a_vision_transformer():
+    model, batch = vit().eval(), images(6, 10)
+    with capture_attention(model) as maps:
+        model(batch)
+    assert list(maps) == [f"encoder.layers.{i}.self_attn" for i in range(2)]
+    for name, block in attention_modules(model).items():
+        (x,) = inputs_of(model, name, batch)
+        want = by_hand(block.q_proj(x), block.k_proj(x), 3, 0.5)
+        assert want.shape == (2, 3, 16, 16)
+        assert_near(maps[name], want, 1e-5)
+    assert not maps.key_grid
+
+
+def test_cross_attention_is_captured_with_its_masks():
+    model = transformer().eval()
+    with capture_attention(model) as maps:
+        model(SOURCE, TARGET)
+    own, cross = (maps[f"decoder.layers.0.{kind}"] for kind in ("self_attn", "cross_attn"))
+    assert own.shape == (2, 3, 3, 3)
+    assert cross.shape == (2, 3, 3, 5)
+    assert not own.triu(1).any()
+    assert not cross[1, :, :, 2:].any()
+    assert cross[0].min() > 0
+    name = "decoder.layers.0.cross_attn"
+    block = model.get_submodule(name)
+    x, memory = inputs_of(model, name, SOURCE, TARGET)
+    allowed = (SOURCE != 0)[:, None].float()
+    assert_near(cross, by_hand(block.q_proj(x), block.k_proj(memory), 3, 0.5, allowed), 1e-5)
+
+
+@any_model
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_looking_changes_nothing(build, draw, training, autocast):
+    """Output, gradients and buffers, with dropout from the same seed and with spectral norm."""
+    plain, inputs = build().train(training), draw()
+    watched = copy.deepcopy(plain)
+
+    def run(model: nn.Module) -> Tensor:
+        torch.manual_seed(7)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = model(*inputs)
+        output.square().sum().backward()
+        return output
+
+    want = run(plain)
+    with capture_attention(watched) as maps:
+        got = run(watched)
+    assert maps
+    assert torch.equal(got, want)
+    for (name, ours), theirs in zip(watched.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad), name
+    for (name, ours), theirs in zip(watched.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert all(module.training == training for module in watched.modules())
+
+
+def test_a_frozen_part_stays_frozen():
+    model = sagan()
+    model.attention["stage1"].query.eval()
+    with capture_attention(model):
+        model(images())
+    frozen = [name for name, module in model.named_modules() if not module.training]
+    assert frozen == ["attention.stage1.query"]
+
+
+def test_spectral_norm_in_training_shows_the_weights_of_the_pass():
+    block, x = SelfAttention2d.biggan(16).train(), 3 * torch.randn(2, 16, 5, 7)
+    with capture_attention(block) as maps:
+        block(x)
+    block.eval()  # the vectors of that pass are still there
+    assert torch.equal(maps[""], block.attention_weights(x))
+
+
+def test_only_chosen_rows_and_layers():
+    model, batch = sagan().eval(), images()
+    with capture_attention(model) as everything:
+        model(batch)
+    with capture_attention(model, layers=["attention.stage2"], rows=[17, 0, 5]) as maps:
+        model(batch)
+    assert list(maps) == ["attention.stage2"]
+    assert maps["attention.stage2"].shape == (2, 1, 3, 18)
+    assert_near(maps["attention.stage2"], everything["attention.stage2"][:, :, [17, 0, 5]], 1e-6)
+
+
+def test_a_compiled_model_is_seen_too():
+    torch._dynamo.reset()
+    model, batch = sagan().eval(), images()
+    with capture_attention(model) as want:
+        model(batch)
+    model.compile(backend="aot_eager")
+    model(batch)
+    with capture_attention(model) as maps:
+        model(batch)
+    assert list(maps) == list(want)
+    assert_near(maps["attention.stage2"], want["attention.stage2"], 1e-6)
+
+
+def test_a_second_pass_replaces_the_first():
+    model, batch = sagan().eval(), images()
+    with capture_attention(model) as maps:
+        model(torch.randn(3, 3, 21, 11))
+        model(batch)
+    with capture_attention(model) as want:
+        model(batch)
+    assert torch.equal(maps["attention.stage1"], want["attention.stage1"])
+
+
+def test_hooks_are_gone_afterwards_and_after_an_exception():
+    model = sagan().eval()
+    with capture_attention(model):
+        assert hooks(model) == 2
+    assert hooks(model) == 0
+    try:
+        with capture_attention(model):
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert hooks(model) == 0
+    with pytest.raises(ValueError, match="these are"), capture_attention(model):
+        model(images(5, 5))
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("build", "layers", "message"),
+    [
+        (sagan, ["attention.stage9"], r"'attention\.stage9'; did you mean attention\.stage"),
+        (sagan, ["zzz"], r"'zzz'; did you mean attention\.stage1, attention\.stage2"),
+        (lambda: nn.Linear(2, 2), None, "Linear has no attention blocks"),
+    ],
+)
+def test_unknown_layers_and_models_without_attention(build, layers, message):
+    with pytest.raises(ValueError, match=message), capture_attention(build(), layers):
+        pass
+
+
+def test_entropy():
+    uniform = torch.full((2, 3, 5, 7), 1 / 7)
+    one_hot = nn.functional.one_hot(torch.randint(7, (2, 3, 5)), 7).float()
+    assert attention_entropy(uniform).tolist() == pytest.approx([math.log(7)] * 3, abs=1e-6)
+    assert attention_entropy(one_hot).tolist() == [0.0] * 3
+    mixed = torch.cat([uniform[:, :1], one_hot[:, :1]], dim=1)  # a number for each head
+    assert attention_entropy(mixed).tolist() == pytest.approx([math.log(7), 0.0], abs=1e-6)
+    half = torch.cat([uniform, one_hot], dim=2)  # rows and samples are averaged
+    assert attention_entropy(half).tolist() == pytest.approx([math.log(7) / 2] * 3, abs=1e-6)

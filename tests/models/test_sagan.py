@@ -1,0 +1,111 @@
+"""SAGANClassifier: any image size and channel count, attention where it was asked for."""
+
+import pytest
+import torch
+from oracles import assert_near
+
+from cvattn.models import SAGANClassifier
+
+WIDTHS = (4, 6, 8, 10)
+
+
+def images(batch: int, model: SAGANClassifier) -> torch.Tensor:
+    return torch.randn(batch, model.in_channels, *model.image_size)
+
+
+@pytest.mark.parametrize("form", ["common", "biggan"])
+@pytest.mark.parametrize(
+    ("in_channels", "image_size"), [(1, (5, 7)), (3, (33, 17)), (2, (1, 1)), (5, (8, 64))]
+)
+def test_any_size_and_channels_forward_and_backward(in_channels, image_size, form):
+    model = SAGANClassifier(
+        7, in_channels=in_channels, image_size=image_size, widths=WIDTHS, attention_form=form
+    )
+    logits = model(images(3, model))
+    assert logits.shape == (3, 7)
+    logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize(
+    ("after", "sizes"),
+    [
+        (("stage2",), {"stage2": (6, 3)}),
+        (("stem", "stage3"), {"stem": (21, 11), "stage3": (3, 2)}),
+        (["stage1"], {"stage1": (11, 6)}),
+        ((), {}),
+    ],
+)
+def test_attention_stands_behind_the_named_layers(after, sizes):
+    model = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS, attention_after=after)
+    seen = {}
+    for name, block in model.attention.items():
+        block.register_forward_pre_hook(
+            lambda _, args, name=name: seen.update({name: args[0].shape})
+        )
+    model(images(2, model))
+    assert {name: tuple(shape[2:]) for name, shape in seen.items()} == sizes
+    channels = dict(zip(("stem", "stage1", "stage2", "stage3"), WIDTHS, strict=True))
+    assert all(shape[1] == channels[name] for name, shape in seen.items())
+
+
+def test_without_attention_it_is_the_same_network():
+    with_block = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS).eval()
+    without = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS, attention=False).eval()
+    ours = dict(with_block.state_dict())
+    extra = {name for name in ours if name.startswith("attention.")}
+    assert extra
+    assert set(without.state_dict()) == set(ours) - extra
+    without.load_state_dict({name: ours[name] for name in without.state_dict()})
+    batch = images(3, with_block)
+    assert torch.equal(with_block(batch), without(batch))  # gamma = 0
+    with torch.no_grad():
+        with_block.attention["stage2"].gamma.fill_(2.0)
+    assert not torch.equal(with_block(batch), without(batch))
+
+
+def test_channels_last_gives_the_same_logits():
+    model = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS).eval()
+    with torch.no_grad():
+        model.attention["stage2"].gamma.fill_(0.7)
+    batch = images(3, model)
+    want = model(batch)
+    model = model.to(memory_format=torch.channels_last)
+    assert_near(model(batch.to(memory_format=torch.channels_last)), want, 1e-5)
+
+
+def test_the_default_has_about_2_million_parameters():
+    count = sum(p.numel() for p in SAGANClassifier(10).parameters())
+    assert 1.5e6 < count < 2.5e6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"attention_after": ["stage4"]},
+            r"attention_after=\['stage4'\].*'stem', 'stage1', 'stage2'",
+        ),
+        ({"attention_form": "sagan"}, r"attention_form='sagan'; expected.*'biggan', 'common'"),
+        ({"widths": (4, 8)}, r"widths=\[4, 8\]: expected 4"),
+    ],
+)
+def test_refused_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        SAGANClassifier(5, **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 3, 11, 21), r"images of \(21, 11\) \(height, width\), these are \(11, 21\)"),
+        ((2, 1, 21, 11), "built for 3 channels, the images have 1"),
+        ((3, 21, 11), r"got shape \(3, 21, 11\); add the batch dimension"),
+    ],
+)
+def test_wrong_images_are_named(shape, message):
+    model = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS)
+    with pytest.raises(ValueError, match=message):
+        model(torch.zeros(shape))

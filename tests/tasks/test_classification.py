@@ -1,0 +1,106 @@
+from functools import partial
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+from cvattn.tasks import ClassificationTask
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec.*", "ignore:.*does not have many workers.*", "ignore:.*logging interval.*"
+)
+
+
+class Lists(pl.LightningDataModule):
+    """Two uneven batches for each stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        images = torch.randn(11, 2, 3, 5, generator=generator)
+        labels = torch.randint(0, 4, (11,), generator=generator)
+        self.batches = [(images[:7], labels[:7]), (images[7:], labels[7:])]
+
+    def train_dataloader(self):
+        return DataLoader(self.batches, batch_size=None)
+
+    val_dataloader = test_dataloader = train_dataloader
+
+
+def make(**options) -> ClassificationTask:
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(30, 4))
+    return ClassificationTask(
+        network, num_classes=4, optimizer=partial(torch.optim.SGD, lr=0.1), **options
+    )
+
+
+def trainer(tmp_path, **options) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        **options,
+    )
+
+
+def test_metrics_are_those_of_the_whole_set_not_of_its_batches(tmp_path):
+    task, data = make(label_smoothing=0.2), Lists()
+    images = torch.cat([batch[0] for batch in data.batches])
+    labels = torch.cat([batch[1] for batch in data.batches])
+    with torch.no_grad():
+        logits = task.network(images)
+    (result,) = trainer(tmp_path).test(task, datamodule=data, verbose=False)
+    assert result["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+    right = (logits.argmax(-1) == labels).double().mean().item()
+    assert 0 < right < 1
+    assert result["test/accuracy"] == pytest.approx(right)
+
+
+def test_label_smoothing_is_for_training_alone(tmp_path):
+    task, data = make(label_smoothing=0.2), Lists()
+    with torch.no_grad():
+        logits = task.network(data.batches[0][0])
+    labels = data.batches[0][1]
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    run.fit(task, datamodule=data)
+    smoothed = F.cross_entropy(logits, labels, label_smoothing=0.2).item()
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(smoothed, rel=1e-6)
+    assert abs(smoothed - F.cross_entropy(logits, labels).item()) > 1e-3
+
+
+def test_training_lowers_the_loss_and_the_schedule_ends_at_zero(tmp_path):
+    task, data = make(), Lists()
+    run = trainer(tmp_path, max_epochs=30, limit_val_batches=0)
+    before = F.cross_entropy(task.network(data.batches[0][0]), data.batches[0][1]).item()
+    run.fit(task, datamodule=data)
+    after = F.cross_entropy(task.network(data.batches[0][0]), data.batches[0][1]).item()
+    assert after < before - 0.3
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_schedule_without_an_end_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"set trainer\.max_epochs or trainer\.max_steps"):
+        trainer(tmp_path, max_epochs=-1).fit(make(), datamodule=Lists())
+
+
+def test_images_reach_the_network_in_the_asked_memory_format():
+    seen = []
+    task = make(channels_last=True)
+    task.network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(45, 4))
+    task.network[0].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    task(torch.randn(2, 2, 3, 5))
+    assert seen == [True]
+
+
+def test_impossible_smoothing():
+    with pytest.raises(ValueError, match=r"label_smoothing=1\.5"):
+        make(label_smoothing=1.5)

@@ -1,0 +1,61 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from cvattn.core.positions import LearnedGridPositions
+from cvattn.models import SAGANClassifier, VisionTransformer
+from cvattn.tasks.optimisation import parameter_groups, warmup_cosine
+
+
+def names(network: nn.Module, group: dict) -> set[str]:
+    known = {id(p): name for name, p in network.named_parameters()}
+    return {known[id(p)] for p in group["params"]}
+
+
+def test_decay_spares_vectors_positions_and_the_class_token():
+    network = VisionTransformer(5, image_size=(8, 12), embed_dim=6, num_heads=3, pool="cls")
+    decayed, spared = parameter_groups(network)
+    assert spared["weight_decay"] == 0.0
+    assert "weight_decay" not in decayed  # the optimiser's own value
+    assert {"positions.table", "class_token", "head.bias"} <= names(network, spared)
+    assert "encoder.layers.0.self_attn.q_proj.weight" in names(network, decayed)
+    assert all(p.ndim >= 2 for p in decayed["params"])
+    assert len(names(network, decayed) | names(network, spared)) == len(list(network.parameters()))
+
+
+def test_decay_spares_gamma():
+    network = SAGANClassifier(5, widths=(3, 5, 7, 11))
+    decayed, spared = parameter_groups(network)
+    assert "attention.stage2.gamma" in names(network, spared)
+    assert "attention.stage2.query.weight" in names(network, decayed)
+
+
+def test_frozen_parameters_and_empty_groups_are_left_out():
+    network = nn.Sequential(nn.Linear(3, 5, bias=False), LearnedGridPositions(5, (1, 2)))
+    network[1].table.requires_grad_(False)
+    (only,) = parameter_groups(network)
+    assert names(network, only) == {"0.weight"}
+
+
+def test_schedule_rises_and_falls():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = warmup_cosine(optimizer, steps=20, warmup=0.25, final=0.1)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert rates[5] == pytest.approx(2.0)
+    middle = 0.2 + 1.8 * 0.5 * (1 + math.cos(math.pi * 8 / 15))
+    assert rates[13] == pytest.approx(middle)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("values", [{"warmup": 1.0, "final": 0.0}, {"warmup": 0.1, "final": 1.5}])
+def test_schedule_refuses_impossible_shares(values):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(ValueError, match="warmup="):
+        warmup_cosine(optimizer, steps=10, **values)

@@ -1,0 +1,260 @@
+"""Checkpoints: bit for bit there and back, and what is said of files that are none."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+
+import cvattn
+from cvattn import checkpoint, models
+from cvattn.checkpoint import CheckpointError, load, save
+
+META = {
+    "classes": ["cat", "dog", "eel"],
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.3, 0.1],
+    "image_size": [24, 40],
+    "channels": 3,
+    "config": {"seed": None, "data": {"_target_": "cvattn.data.FolderData", "root": "somewhere"}},
+}
+SMALL = {
+    "SAGANClassifier": {
+        "num_classes": 3,
+        "image_size": [24, 40],
+        "widths": [3, 5, 7, 11],
+        "attention_after": ["stage1", "stage3"],
+        "attention_form": "biggan",
+    },
+    "VisionTransformer": {
+        "num_classes": 3,
+        "image_size": [24, 40],
+        "patch_size": 8,
+        "stem": "conv",
+        "embed_dim": 12,
+        "num_heads": 2,
+        "ffn_dim": 17,
+        "num_layers": 3,
+        "pool": "cls",
+        "dropout": 0.3,
+        "layer_scale": 0.1,
+    },
+    "Transformer": {
+        "source_vocab": 19,
+        "target_vocab": 23,
+        "embed_dim": 12,
+        "num_heads": 3,
+        "ffn_dim": 17,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 1,
+    },
+}
+
+
+def build(name):
+    """A network that is not as initialised: everything in its state was moved."""
+    network = getattr(models, name)(**SMALL[name])
+    with torch.no_grad():
+        for value in network.state_dict().values():
+            if value.is_floating_point():
+                value.add_(torch.rand_like(value))
+    return network
+
+
+def inputs(name):
+    if name == "Transformer":
+        return torch.randint(1, 19, (2, 7)), torch.randint(1, 23, (2, 5))
+    return (torch.randn(2, 3, 24, 40),)
+
+
+@pytest.fixture
+def vit(tmp_path):
+    path = tmp_path / "vit.ckpt"
+    save(path, build("VisionTransformer"), args=SMALL["VisionTransformer"], meta=META)
+    return path
+
+
+def test_every_network_is_covered_here():
+    assert set(SMALL) == set(models.__all__)
+
+
+@pytest.mark.parametrize("name", models.__all__)
+def test_there_and_back_is_exact(name, tmp_path):
+    network = build(name)
+    save(tmp_path / "n.ckpt", network, args=SMALL[name], meta=META)
+    loaded = cvattn.load(tmp_path / "n.ckpt")
+    assert type(loaded) is type(network)
+    assert loaded.meta == META
+    assert not any(module.training for module in loaded.modules())
+    state, found = network.state_dict(), loaded.state_dict()
+    assert list(state) == list(found)
+    assert all(torch.equal(state[key], found[key]) for key in state)
+    batch = inputs(name)
+    network.eval()
+    assert torch.equal(loaded(*batch), network(*batch))
+
+
+def test_the_file_opens_with_weights_only_and_is_plain(vit):
+    content = torch.load(vit, weights_only=True)
+    assert set(content) == {"cvattn", "state_dict"}
+    assert all(key.startswith("network.") for key in content["state_dict"])
+    assert content["cvattn"] == {
+        "format": 1,
+        "model": "VisionTransformer",
+        "args": SMALL["VisionTransformer"],
+        "meta": META,
+    }
+
+
+def test_compiling_in_place_changes_no_key(tmp_path):
+    network = build("SAGANClassifier")
+    keys = list(network.state_dict())
+    network.compile()
+    save(tmp_path / "n.ckpt", network, args=SMALL["SAGANClassifier"], meta=META)
+    assert list(load(tmp_path / "n.ckpt").state_dict()) == keys
+
+
+def test_what_training_keeps_beside_it_is_ignored(vit):
+    content = torch.load(vit, weights_only=True)
+    content |= {"epoch": 3, "optimizer_states": [{}], "pytorch-lightning_version": "2.6.6"}
+    content["state_dict"]["val_accuracy.total"] = torch.zeros(3)
+    torch.save(content, vit)
+    assert isinstance(load(vit), models.VisionTransformer)
+
+
+class Code:
+    """Unpickling this would call ``eval``; the proof is a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return eval, (f"open({str(self.path)!r}, 'w').close()",)
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    proof = tmp_path / "proof"
+    torch.save({"cvattn": Code(proof), "state_dict": {}}, tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Code(proof)))
+    with pytest.raises(CheckpointError, match="more than tensors and plain values"):
+        load(tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        load(tmp_path / "b.ckpt")
+    assert not proof.exists()
+    torch.load(tmp_path / "a.ckpt", weights_only=False)
+    assert proof.exists()  # it would have
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"just words\n", "is not a checkpoint"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "is not a checkpoint"),
+        (pickle.dumps([1, 2]), "is not a checkpoint"),
+        (b"\x80\x02r", "is not a checkpoint"),  # an IndexError of torch's
+    ],
+)
+def test_files_of_other_kinds(tmp_path, content, message):
+    (tmp_path / "x.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(tmp_path / "x.ckpt")
+    assert "x.ckpt" in str(caught.value)
+    assert "weights_only" not in str(caught.value)  # torch's advice would be to load it unsafely
+
+
+@pytest.mark.parametrize("part", [0.01, 0.3, 0.97])
+def test_a_file_cut_short(vit, part):
+    whole = vit.read_bytes()
+    vit.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(CheckpointError, match="is damaged: cut short"):
+        load(vit)
+
+
+def test_another_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
+        archive.writestr("a/b.txt", "words")
+    with pytest.raises(CheckpointError, match=r"x\.ckpt cannot be loaded"):
+        load(tmp_path / "x.ckpt")
+
+
+def test_missing_files_and_folders(tmp_path):
+    for path in (tmp_path / "none.ckpt", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint at {path}"):
+            load(path)
+
+
+def edited(path, change):
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def test_a_checkpoint_of_other_code(vit):
+    edited(vit, lambda content: content.pop("cvattn"))
+    with pytest.raises(CheckpointError, match="was not written by cvattn"):
+        load(vit)
+    torch.save(torch.zeros(3), vit)
+    with pytest.raises(CheckpointError, match="was not written by cvattn"):
+        load(vit)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "has checkpoint format 2, this version reads 1"),
+        ({"format": None}, "has checkpoint format None"),
+        ({"model": "Linear"}, "holds a 'Linear'; this version knows SAGANClassifier, Transformer"),
+        ({"model": "image_input"}, "holds a 'image_input'"),
+        ({"model": ["VisionTransformer"]}, "holds a "),
+        ({"args": None}, "is damaged: its 'cvattn' entry has no 'args'"),
+        ({"meta": 3}, "is damaged: its 'cvattn' entry has no 'meta'"),
+        ({"args": {}}, "cannot be built as stored: .*num_classes"),
+        ({"args": {"num_classes": 3, "depth": 2}}, "cannot be built as stored: .*depth"),
+        ({"args": {"num_classes": -3}}, "cannot be built as stored: .*negative"),
+        ({"args": {"num_classes": 3, "num_heads": 5}}, "cannot be built as stored: .*192.*5"),
+    ],
+)
+def test_entries_that_do_not_fit(vit, changes, message):
+    edited(vit, lambda content: content["cvattn"].update(changes))
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(vit)
+    assert str(vit) in str(caught.value)
+
+
+def test_weights_of_another_size(vit):
+    args = {**SMALL["VisionTransformer"], "num_classes": 5}
+    edited(vit, lambda content: content["cvattn"].update(args=args))
+    with pytest.raises(CheckpointError, match=r"do not fit VisionTransformer: (?s:.*)head.weight"):
+        load(vit)
+    edited(vit, lambda content: content["state_dict"].clear())
+    with pytest.raises(CheckpointError, match=r"do not fit VisionTransformer: (?s:.*)Missing"):
+        load(vit)
+
+
+def test_only_networks_of_cvattn_are_saved(tmp_path):
+    with pytest.raises(CheckpointError, match=r"Linear is not one of cvattn\.models: SAGAN"):
+        save(tmp_path / "n.ckpt", torch.nn.Linear(2, 3), args={}, meta={})
+    assert not (tmp_path / "n.ckpt").exists()
+
+
+def test_loading_needs_neither_hydra_nor_lightning(vit, tmp_path):
+    """Nor anything else that is heavy, in a process of its own and in another folder."""
+    shutil.copy(vit, tmp_path / "moved.ckpt")
+    program = (
+        "import sys, cvattn; network = cvattn.load('moved.ckpt')\n"
+        "heavy = 'lightning pytorch_lightning hydra omegaconf timm torchvision matplotlib rich'\n"
+        "print(type(network).__name__, [name for name in heavy.split() if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stderr == ""
+    assert done.stdout == "VisionTransformer []\n"
+
+
+def test_read_gives_the_whole_content(vit):
+    assert set(checkpoint.read(vit)) == {"cvattn", "state_dict"}

@@ -1,0 +1,61 @@
+"""What ``import cvattn`` brings: these names and torch, nothing heavier."""
+
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+# Frozen: a name that goes missing breaks somebody's code. New ones are added here on purpose.
+PUBLIC = {
+    "cvattn": "Decoder Encoder MultiHeadAttention SAGANClassifier SelfAttention2d Transformer "
+    "VisionTransformer capture_attention load",
+    "cvattn.core": "Decoder DecoderLayer DropPath Encoder EncoderLayer FeedForward LayerScale "
+    "MultiHeadAttention attention attention_weights masks positions",
+    "cvattn.blocks": "SelfAttention2d",
+    "cvattn.models": "SAGANClassifier Transformer VisionTransformer",
+    "cvattn.maps": "AttentionMaps attention_entropy attention_modules capture_attention",
+    "cvattn.cli": "main",
+    "cvattn.checkpoint": "CheckpointError load read save",
+    "cvattn.core.masks": "causal_mask combine_masks from_additive from_torch_masks from_zero_one "
+    "length_mask local_mask_2d padding_mask",
+    "cvattn.core.positions": "LearnedGridPositions SinusoidalPositions sincos_2d sinusoidal_1d",
+}
+HEAVY = {
+    *("lightning", "pytorch_lightning", "hydra", "omegaconf", "timm", "torchvision"),
+    *("matplotlib", "rich", "sklearn", "pyarrow", "torchmetrics", "PIL"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_there(name):
+    module = importlib.import_module(name)
+    expected = PUBLIC[name].split()
+    assert [each for each in expected if not hasattr(module, each)] == []
+    if hasattr(module, "__all__"):
+        assert sorted(module.__all__) == sorted(expected)
+
+
+def test_import_loads_torch_and_nothing_heavier():
+    """The list of every module that was imported, as Python itself writes it; then the commands."""
+    program = "import cvattn, sys; print('imported', file=sys.stderr); import cvattn.cli"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    library, commands = (
+        set(re.findall(r"^import time:.*\| +(\S+)$", part, flags=re.MULTILINE))
+        for part in done.stderr.split("\nimported\n")
+    )
+    assert {"torch", "cvattn.core", "cvattn.checkpoint"} <= library
+    assert "cvattn.cli" in commands
+    loaded = {name.split(".")[0] for name in library | commands}
+    assert sorted(loaded & HEAVY) == []
+    rooms = {".".join(name.split(".")[:2]) for name in library if name.startswith("cvattn.")}
+    assert rooms == {
+        f"cvattn.{room}" for room in ("blocks", "checkpoint", "core", "maps", "models")
+    }

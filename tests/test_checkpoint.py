@@ -1,9 +1,6 @@
 """Checkpoints: bit for bit there and back, and what is said of files that are none."""
 
 import pickle
-import shutil
-import subprocess
-import sys
 import zipfile
 
 import pytest
@@ -239,21 +236,6 @@ def test_only_networks_of_cvattn_are_saved(tmp_path):
     with pytest.raises(CheckpointError, match=r"Linear is not one of cvattn\.models: SAGAN"):
         save(tmp_path / "n.ckpt", torch.nn.Linear(2, 3), args={}, meta={})
     assert not (tmp_path / "n.ckpt").exists()
-
-
-def test_loading_needs_neither_hydra_nor_lightning(vit, tmp_path):
-    """Nor anything else that is heavy, in a process of its own and in another folder."""
-    shutil.copy(vit, tmp_path / "moved.ckpt")
-    program = (
-        "import sys, cvattn; network = cvattn.load('moved.ckpt')\n"
-        "heavy = 'lightning pytorch_lightning hydra omegaconf timm torchvision matplotlib rich'\n"
-        "print(type(network).__name__, [name for name in heavy.split() if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.stderr == ""
-    assert done.stdout == "VisionTransformer []\n"
 
 
 def test_read_gives_the_whole_content(vit):

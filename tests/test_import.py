@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import cvattn
+
 # Frozen: a name that goes missing breaks somebody's code. New ones are added here on purpose.
 PUBLIC = {
     "cvattn": "Decoder Encoder MultiHeadAttention SAGANClassifier SelfAttention2d Transformer "
@@ -37,24 +39,32 @@ def test_public_names_are_there(name):
         assert sorted(module.__all__) == sorted(expected)
 
 
-def test_import_loads_torch_and_nothing_heavier():
-    """The list of every module that was imported, as Python itself writes it; then the commands."""
-    program = "import cvattn, sys; print('imported', file=sys.stderr); import cvattn.cli"
+def test_import_and_load_bring_torch_and_nothing_heavier(tmp_path):
+    """All modules that were imported, as Python itself lists them, up to three points."""
+    args = {"num_classes": 3, "image_size": [8, 12], "embed_dim": 6, "num_heads": 2}
+    network = cvattn.VisionTransformer(**args)
+    cvattn.checkpoint.save(tmp_path / "small.ckpt", network, args=args, meta={})
+    program = (
+        "import sys, cvattn; print('imported', file=sys.stderr)\n"
+        "cvattn.load('small.ckpt'); print('loaded', file=sys.stderr)\n"
+        "import cvattn.cli"
+    )
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", program],
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
-        check=True,
     )
-    library, commands = (
+    assert done.returncode == 0, done.stderr[-2000:]
+    library, loading, commands = (
         set(re.findall(r"^import time:.*\| +(\S+)$", part, flags=re.MULTILINE))
-        for part in done.stderr.split("\nimported\n")
+        for part in re.split(r"^(?:imported|loaded)$", done.stderr, flags=re.MULTILINE)
     )
     assert {"torch", "cvattn.core", "cvattn.checkpoint"} <= library
     assert "cvattn.cli" in commands
-    loaded = {name.split(".")[0] for name in library | commands}
-    assert sorted(loaded & HEAVY) == []
+    for names in (library, loading, commands):
+        assert sorted({name.split(".")[0] for name in names} & HEAVY) == []
     rooms = {".".join(name.split(".")[:2]) for name in library if name.startswith("cvattn.")}
     assert rooms == {
         f"cvattn.{room}" for room in ("blocks", "checkpoint", "core", "maps", "models")

@@ -43,6 +43,11 @@ def run(arguments: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         measures = measure(*_logits(trained, loader, device, errors))
         _write(folder, measures, trained, data, args, device)
+    except torch.OutOfMemoryError as error:
+        raise CommandError(
+            f"the GPU's memory does not hold batches of {data.eval_batch_size}; set a smaller "
+            "data.eval_batch_size"
+        ) from error
     except OSError as error:
         raise CommandError(f"cannot write into {shown(folder)}: {error}") from error
     _show(Console(highlight=False), measures, trained, info, args.split, folder)
@@ -140,7 +145,7 @@ def _write(
             "torch": torch.__version__,
         },
     }
-    title = f"{content['network']} on {label(info)}, {args.split}: {measures.accuracy:.2%}"
+    title = f"{content['network']} on {label(info)}, {args.split}: accuracy {measures.accuracy:.2%}"
     draw_confusion(measures, trained.outputs, folder / "confusion.png", title=title)
     draw_reliability(measures, folder / "reliability.png", title=title)
     with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:

@@ -1,5 +1,6 @@
 """The pictures of ``cvattn evaluate``."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,9 +42,9 @@ def draw_confusion(measures: Measures, names: Sequence[str], path: Path, *, titl
     axes.set_xlabel("taken for")
     axes.set_ylabel("is")
     axes.set_title(_plain(title, 70), fontsize=10)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, label="share of the true class")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.savefig(path, dpi=130)
+    _save(figure, path)
 
 
 def draw_reliability(measures: Measures, path: Path, *, title: str) -> None:
@@ -81,7 +82,14 @@ def draw_reliability(measures: Measures, path: Path, *, title: str) -> None:
     below.xaxis.set_major_formatter(PercentFormatter(1.0))
     for part in (axes, below):
         part.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with warnings.catch_warnings():
+        # Scripts that matplotlib's font lacks become boxes; the CSV has the names.
+        warnings.filterwarnings("ignore", message=".*missing from font.*")
+        figure.savefig(path, dpi=130)
 
 
 def _plain(text: str, longest: int = 18) -> str:

@@ -37,9 +37,12 @@ def choose(root: str | Path, *, offline: bool = False) -> Choice:
         return Choice("cifar10", f"found {found.words}")
     if offline or download.is_offline():
         return Choice("digits", f"CIFAR-10 is not in {root} and downloads are forbidden")
-    best, tried = cifar10.promise()
+    best, _ = cifar10.promise()
     if best is None or best.seconds is None:
-        return Choice("digits", f"CIFAR-10 is not in {root} and no server answered (tried {tried})")
+        return Choice(
+            "digits",
+            f"CIFAR-10 is not in {root} and no server answered (data=cifar10 says what was tried)",
+        )
     what = f"CIFAR-10 is not in {root}; from {best.source.name} it takes about"
     if best.seconds <= PATIENCE:
         return Choice("cifar10", f"{what} {best.seconds:.0f} s to download")

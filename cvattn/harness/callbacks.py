@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cvattn.blocks import SelfAttention2d
 from cvattn.harness.errors import TrainingStopped
+from cvattn.harness.report import short
 from cvattn.maps import attention_entropy, attention_modules, capture_attention
 
 
@@ -96,11 +97,7 @@ def how_to_continue(run_dir: Path) -> str:
     last = run_dir / "checkpoints" / "last.ckpt"
     if not last.exists():
         return "Stopped before the first epoch was over: nothing is saved yet."
-    if last.is_relative_to(Path.cwd()):
-        last = last.relative_to(Path.cwd())
-    return (
-        f"Stopped. The last whole epoch is kept; continue with\n  python train.py ckpt_path={last}"
-    )
+    return f"Stopped. The last whole epoch is kept; continue with\n  python train.py ckpt_path={short(last)}"
 
 
 class AttentionMonitor(pl.Callback):

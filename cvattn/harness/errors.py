@@ -15,11 +15,10 @@ class TrainingStopped(RuntimeError):
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """'; did you mean a, b?' with near matches, or the whole list when there is none."""
     known = list(known)
-    near = get_close_matches(given, known, n=3, cutoff=0.6)
-    if not near and "." in given:
-        # The right key in the wrong place: recipe.lr for recipe.optimizer.lr.
-        leaf = given.rsplit(".", 1)[1]
-        near = [name for name in known if name.rsplit(".", 1)[-1] == leaf][:3]
+    # The right key in the wrong place: recipe.lr for recipe.optimizer.lr.
+    leaf = given.rpartition(".")[2]
+    near = [name for name in known if "." in name and name.rpartition(".")[2] == leaf]
+    near = near[:3] or get_close_matches(given, known, n=3, cutoff=0.6)
     if near:
         return f"; did you mean {', '.join(near)}?"
     return f"; there are: {', '.join(sorted(known))}" if known else ""

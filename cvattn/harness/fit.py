@@ -81,7 +81,9 @@ def fit(cfg: DictConfig) -> float:
     cfg = cfg.copy()
     cfg.ckpt_path = None  # the saved configuration starts from nothing
     if cfg.seed is None:
-        drawn = decide("seed", lambda: Decision(str(torch.seed() % 2**31), "drawn"))
+        drawn = decide(
+            f"seed of {cfg.run_dir}", lambda: Decision(str(torch.seed() % 2**31), "drawn")
+        )
         cfg.seed = int(drawn.choice)
     data, notes = settle(cfg, overrides)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -150,7 +152,7 @@ def fit(cfg: DictConfig) -> float:
             f"{info.test_size:,} images, from {info.source}",
             "device": f"{trainer.strategy.root_device.type} x {trainer.world_size}, "
             f"{precision.choice} ({precision.reason})",
-            "run folder": str(run_dir),
+            "run folder": report.short(run_dir),
         }
         if notes:
             panel["note"] = "\n".join(notes)
@@ -280,5 +282,7 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # We log once an epoch, whatever the interval for steps is.
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    # A continued run writes where it began.
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # Between Lightning and recent torch, and mended by neither yet.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

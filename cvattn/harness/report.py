@@ -17,6 +17,11 @@ import cvattn
 from cvattn.data import DataInfo
 
 
+def short(path: Path) -> str:
+    """The path as it can be pasted here: relative if it is below the working directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def pixels(info: DataInfo) -> str:
     """The data's name as it must stand beside every figure from it."""
     return f"{info.name} (JPEG copy)" if info.official_pixels is False else info.name
@@ -44,19 +49,19 @@ def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: li
     )
     console.print(table)
     for note in notes:
-        console.print(note, highlight=False)
-    folder = run_dir.relative_to(Path.cwd()) if run_dir.is_relative_to(Path.cwd()) else run_dir
-    console.print(f"Everything is in {folder}/: {', '.join(summary['files'])}", highlight=False)
+        console.print(note)
+    folder = short(run_dir)
+    console.print(f"Everything is in {folder}/: {', '.join(summary['files'])}", soft_wrap=True)
     last = run_dir / "checkpoints" / "last.ckpt"
     if last.exists():
-        path = folder / "checkpoints" / "last.ckpt"
-        console.print("Next:", highlight=False)
+        path = f"{folder}/checkpoints/last.ckpt"
+        console.print("Next:")
         for command in (
             f"python -m cvattn evaluate {path}",
             f"python -m cvattn predict {path} IMAGE...",
             f"python train.py ckpt_path={path} trainer.max_epochs={2 * summary['epochs']}",
         ):
-            console.print(f"  {command}", highlight=False, soft_wrap=True)
+            console.print(f"  {command}", soft_wrap=True)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -91,6 +96,8 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of the checkout that runs, with "+changes" if it differs; None outside git."""
+    if not (Path(cvattn.__file__).parents[1] / ".git").exists():
+        return None  # installed from a wheel, maybe inside somebody's own repository
     try:
         found = _git("rev-parse", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no")

@@ -92,13 +92,20 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[ImageDataModule, 
     settle_paths(cfg)
     check_config(cfg)
     data = build(cfg.data, "data")
-    info = data.describe()
+    info = _described(data)
     if settle_recipe(cfg, info.train_size, overrides):
         notes.append(f"the recipe's small values, for {info.train_size:,} training images")
         data = build(cfg.data, "data")
     settle_model(cfg, info)
     check_config(cfg)
     return data, notes
+
+
+def _described(data: ImageDataModule) -> DataInfo:
+    try:
+        return data.describe()
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"data: {error}") from error
 
 
 def _leaves(node: DictConfig, path: str) -> list[tuple[str, Any]]:

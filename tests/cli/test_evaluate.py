@@ -13,6 +13,7 @@ from small_networks import DIGITS, MEAN, SAGAN, STD, VIT, folder_meta, write
 
 from cvattn import SAGANClassifier, VisionTransformer, checkpoint
 from cvattn.cli import main
+from cvattn.cli.figures import draw_confusion, draw_reliability
 from cvattn.cli.measures import measure
 from cvattn.data import DigitsData
 
@@ -108,6 +109,16 @@ def test_measures_at_the_edges():
     assert found.bins[0].accuracy is None
 
 
+def test_names_of_any_script_and_length_are_drawn(tmp_path):
+    logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(3))
+    found = measure(logits, torch.arange(50) % 4)
+    names = ["猫", "$a$ and $b", "a name that is much too long for an axis", "_x^{"]
+    draw_confusion(found, names, tmp_path / "c.png", title="$x_{")
+    draw_reliability(found, tmp_path / "r.png", title="犬")
+    assert (tmp_path / "c.png").exists()
+    assert (tmp_path / "r.png").exists()
+
+
 @pytest.fixture(scope="module")
 def cats_and_dogs(tmp_path_factory):
     root = tmp_path_factory.mktemp("pets")
@@ -148,8 +159,12 @@ def test_a_folder_is_normalised_as_in_training(pets, cats_and_dogs, tmp_path, mo
     assert found["images"] == len(loss) == 10
     assert found["cross_entropy"] == pytest.approx(np.mean(loss), abs=1e-5)
     monkeypatch.delenv("CVATTN_DATA")
+    # The same from a checkpoint that tells no data: the size of the images is still the network's.
+    args = {**SAGAN, "num_classes": 2, "image_size": [12, 20]}
+    bare = tmp_path / "bare.ckpt"
+    checkpoint.save(bare, network, args=args, meta={**folder_meta((12, 20)), "config": {}})
     settings = ["data=folder", f"data.root={cats_and_dogs}"]
-    assert main(["evaluate", str(path), *settings, "-o", str(tmp_path / "b")]) == 0
+    assert main(["evaluate", str(bare), *settings, "-o", str(tmp_path / "b")]) == 0
     again = json.loads((tmp_path / "b" / "evaluation.json").read_text())
     assert again["cross_entropy"] == found["cross_entropy"]
 

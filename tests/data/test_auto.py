@@ -42,14 +42,14 @@ def test_three_minutes_decide(serve_tiny, tmp_path, monkeypatch, seconds, name):
     assert "official" in choice.reason  # the faster of the two
 
 
-def test_no_network_is_digits_and_says_what_was_tried(tmp_path, monkeypatch):
+def test_no_network_is_digits(tmp_path, monkeypatch):
     dead = download.Source("dead", (download.RemoteFile("http://127.0.0.1:9/c", "c", 10),))
     monkeypatch.setattr(cifar10, "SOURCES", (dead,))
     start = time.monotonic()
     choice = choose(tmp_path)
     assert time.monotonic() - start < 15
     assert choice.name == "digits"
-    assert "http://127.0.0.1:9/c" in choice.reason
+    assert "no server answered" in choice.reason
 
 
 def test_half_a_copy_is_digits_with_the_missing_file_named(tiny, tmp_path):

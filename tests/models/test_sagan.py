@@ -66,6 +66,16 @@ def test_without_attention_it_is_the_same_network():
     assert not torch.equal(with_block(batch), without(batch))
 
 
+def test_the_head_reads_the_largest_value_of_each_channel_over_the_whole_map():
+    model = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS).eval()
+    seen = {}
+    model.layers["stage3"].register_forward_hook(lambda _, __, out: seen.update(map=out))
+    logits = model(images(3, model))
+    assert seen["map"].shape == (3, 10, 3, 2)
+    pooled = torch.stack([pixel for row in seen["map"].unbind(2) for pixel in row.unbind(2)])
+    assert_near(logits, pooled.max(0).values @ model.head.weight.T + model.head.bias, 1e-6)
+
+
 def test_channels_last_gives_the_same_logits():
     model = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS).eval()
     with torch.no_grad():

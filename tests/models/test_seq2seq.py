@@ -114,6 +114,19 @@ def test_what_lies_under_padding_changes_nothing():
     assert_near(model.decode(target, noise, mask)[real], want, 1e-12)
 
 
+def test_padding_in_front_of_the_target_is_hidden_by_its_mask():
+    """At the end causality alone would hide it; in front only the mask does."""
+    model = make()
+    source, target = batch()
+    target = target.flip(1)
+    real = target != PAD
+    assert not real[:, 0].all()
+    want = model(source, target)[real]
+    with torch.no_grad():
+        model.target_embedding.weight[PAD] = -5.0
+    assert_near(model(source, target)[real], want, 1e-12)
+
+
 def test_each_sample_is_alone():
     model = make()
     source, target = batch()

@@ -97,7 +97,8 @@ def how_to_continue(run_dir: Path) -> str:
     last = run_dir / "checkpoints" / "last.ckpt"
     if not last.exists():
         return "Stopped before the first epoch was over: nothing is saved yet."
-    return f"Stopped. The last whole epoch is kept; continue with\n  python train.py ckpt_path={short(last)}"
+    command = f"python train.py ckpt_path={short(last)}"
+    return f"Stopped. The last whole epoch is kept; continue with\n  {command}"
 
 
 class AttentionMonitor(pl.Callback):

@@ -105,8 +105,9 @@ def test_what_lies_under_padding_changes_nothing():
     real = target != PAD
     want = model(source, target)[real]
     with torch.no_grad():
-        model.source_embedding.weight[PAD] = 7.0
-        model.target_embedding.weight[PAD] = -5.0
+        # Not a constant: layer norm would take that away.
+        model.source_embedding.weight[PAD] = 7 * torch.randn(12)
+        model.target_embedding.weight[PAD] = 5 * torch.randn(12)
     assert_near(model(source, target)[real], want, 1e-12)
     memory, mask = model.encode(source)
     noise = torch.where((source == PAD)[..., None], torch.randn_like(memory), memory)
@@ -123,7 +124,7 @@ def test_padding_in_front_of_the_target_is_hidden_by_its_mask():
     assert not real[:, 0].all()
     want = model(source, target)[real]
     with torch.no_grad():
-        model.target_embedding.weight[PAD] = -5.0
+        model.target_embedding.weight[PAD] = 5 * torch.randn(12)
     assert_near(model(source, target)[real], want, 1e-12)
 
 

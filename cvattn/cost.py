@@ -1,13 +1,11 @@
 """What a network costs: multiply-accumulates and parameters."""
 
-import sys
+import copy
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-from cvattn.core.attention import plan
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -18,21 +16,14 @@ def count_parameters(module: nn.Module) -> int:
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     """Multiply-accumulates of one forward pass: convolutions, linear layers, attention products.
 
-    Attention is counted on its reference products with true widths, whatever kernel will run. Each
-    submodule's mode and the buffers are left as they are.
+    Attention is counted on its reference products with true widths, whatever kernel will run.
+    Nothing is computed: shapes alone pass through a copy of the module, so that large inputs cost
+    no memory.
     """
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
+    shapes = copy.deepcopy(module).eval().to("meta")
     counter = FlopCounterMode(display=False)
-    # Zero columns that a fused kernel would need on large maps are no work of the network's.
-    bound, plan.SCORES_BOUND = plan.SCORES_BOUND, sys.maxsize
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            module(*inputs)
-    finally:
-        plan.SCORES_BOUND = bound
-        for part, mode in modes:
-            part.training = mode
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        shapes(*(given.to("meta") for given in inputs))
     return counter.get_total_flops() // 2
 
 

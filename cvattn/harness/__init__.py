@@ -4,7 +4,8 @@ from cvattn.harness.callbacks import AttentionMonitor
 from cvattn.harness.command_line import check_command_line
 from cvattn.harness.csv_log import CSVLog
 from cvattn.harness.errors import ConfigError, TrainingStopped
-from cvattn.harness.fit import fit, plain_errors
+from cvattn.harness.fit import fit
+from cvattn.harness.shell import plain_errors
 
 __all__ = [
     "AttentionMonitor",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cvattn.blocks import SelfAttention2d
 from cvattn.harness.errors import TrainingStopped
-from cvattn.harness.report import short
+from cvattn.harness.paths import short
 from cvattn.maps import attention_entropy, attention_modules, capture_attention
 
 

@@ -7,6 +7,8 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cvattn.cost import training_pflop
+
 
 class Throughput(pl.Callback):
     """Counts images and time over the whole run, also when it is continued.
@@ -27,6 +29,15 @@ class Throughput(pl.Callback):
     @property
     def images_per_second(self) -> float:
         return self.images / self.training_seconds if self.training_seconds else 0.0
+
+    def figures(self, macs: int) -> dict[str, float]:
+        """What the summary says of time and cost; ``macs`` is for one image."""
+        return {
+            "minutes": self.seconds / 60,
+            "images": self.images,
+            "images_per_second": self.images_per_second,
+            "pflop": training_pflop(macs, self.images),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -8,18 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
 import cvattn
+from cvattn.cost import count_parameters
 from cvattn.data import DataInfo
-
-
-def short(path: Path) -> str:
-    """The path as it can be pasted here: relative if it is below the working directory."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+from cvattn.harness.assemble import Run
+from cvattn.harness.paths import short
 
 
 def pixels(info: DataInfo) -> str:
@@ -27,11 +26,24 @@ def pixels(info: DataInfo) -> str:
     return f"{info.name} (JPEG copy)" if info.official_pixels is False else info.name
 
 
-def show_start(console: Console, lines: dict[str, str], title: str) -> None:
+def show_start(console: Console, run: Run, trainer: pl.Trainer) -> None:
     """One short panel."""
+    info = run.info
+    lines = {
+        "network": f"{run.name}: {type(run.network).__name__}, "
+        f"{count_parameters(run.network):,} parameters, {run.macs / 1e9:.3f} GMACs per image",
+        "data": f"{pixels(info)}: {info.train_size:,} / {info.val_size:,} / "
+        f"{info.test_size:,} images, from {info.source}",
+        "device": f"{trainer.strategy.root_device.type} x {trainer.world_size}, "
+        f"{run.precision.choice} ({run.precision.reason})",
+        "run folder": short(run.folder),
+    }
+    if run.notes:
+        lines["note"] = "\n".join(run.notes)
     table = Table.grid(padding=(0, 2))
     for key, text in lines.items():
         table.add_row(f"[bold]{key}[/bold]", text)
+    title = f"continuing after epoch {run.done}" if run.done else "training"
     console.print(Panel(table, title=title, title_align="left", expand=False))
 
 
@@ -51,7 +63,8 @@ def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: li
     for note in notes:
         console.print(note)
     folder = short(run_dir)
-    console.print(f"Everything is in {folder}/: {', '.join(summary['files'])}", soft_wrap=True)
+    files = ", ".join(sorted(path.name for path in run_dir.iterdir()))
+    console.print(f"Everything is in {folder}/: {files}", soft_wrap=True)
     last = run_dir / "checkpoints" / "last.ckpt"
     if last.exists():
         path = f"{folder}/checkpoints/last.ckpt"
@@ -62,6 +75,32 @@ def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: li
             f"python train.py ckpt_path={path} trainer.max_epochs={2 * summary['epochs']}",
         ):
             console.print(f"  {command}", soft_wrap=True)
+
+
+def facts(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
+    """What can be said of a run whatever came out of it."""
+    info = run.info
+    return {
+        "model": run.name,
+        "data": {
+            "name": info.name,
+            "label": pixels(info),
+            "source": info.source,
+            "official_pixels": info.official_pixels,
+            "fingerprint": info.fingerprint,
+            "train": info.train_size,
+            "val": info.val_size,
+            "test": info.test_size,
+        },
+        "macs_per_image": run.macs,
+        "seed": run.cfg.seed,
+        "precision": run.precision.choice,
+        "machine": machine(trainer.strategy.root_device),
+        "processes": trainer.world_size,
+        "versions": versions(),
+        "commit": commit(),
+        "overrides": run.overrides,
+    }
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def choose_route(query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float 
     - ``direct``: the plain products of the reference, which are faster while the scores are small.
     """
     width, value_width = query.shape[-1], value.shape[-1]
+    if query.is_meta:
+        return Route("direct", "shapes alone: nothing is stored, and no padding is to be counted")
     # The CPU's fused kernel is 3 to 5 times slower than the products in half precision, most of it
     # in the backward pass.
     half_on_cpu = query.device.type == "cpu" and query.element_size() == 2

@@ -1,0 +1,142 @@
+"""From a composed configuration to the parts of a run, ready for the trainer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from cvattn import checkpoint
+from cvattn.cost import count_macs
+from cvattn.data import DataInfo, ImageDataModule
+from cvattn.harness.decisions import Decision, decide
+from cvattn.harness.errors import ConfigError
+from cvattn.harness.precision import probe_precision
+from cvattn.harness.resume import run_folder, saved_config
+from cvattn.harness.settle import build, settle
+
+
+@dataclass
+class Run:
+    """A run before it starts.
+
+    Attributes:
+        cfg: settled, interpolations alive; ``resolved`` is the same as plain values.
+        entry: what every checkpoint carries for ``cvattn.load`` and ``ckpt_path=``.
+        macs: multiply-accumulates of the network for one image.
+        done: epochs that are behind a continued run.
+        notes: what was decided for the user, for the panel.
+    """
+
+    name: str
+    folder: Path
+    cfg: DictConfig
+    resolved: dict[str, Any]
+    data: ImageDataModule
+    info: DataInfo
+    network: nn.Module
+    task: pl.LightningModule
+    entry: dict[str, Any]
+    macs: int
+    precision: Decision
+    ckpt_path: str | None
+    done: int
+    notes: list[str]
+    overrides: list[str]
+
+
+def assemble(cfg: DictConfig) -> Run:
+    """Check and settle the configuration, load the data, build network and task.
+
+    Raises:
+        ConfigError: whatever is wrong with the configuration, before any data is loaded; data that
+            cannot be read.
+    """
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    overrides = list(hydra.overrides.task) if hydra else []
+    choices = {k: v for k, v in hydra.runtime.choices.items() if "/" not in k} if hydra else {}
+    ckpt_path, done = cfg.ckpt_path, 0
+    if ckpt_path is not None:
+        saved = checkpoint.read(ckpt_path)
+        choices, done = saved["cvattn"]["meta"]["choices"], saved["epoch"] + 1
+        cfg = saved_config(ckpt_path, overrides)
+        cfg.run_dir = str(run_folder(ckpt_path))
+    cfg = cfg.copy()
+    cfg.ckpt_path = None  # the saved configuration starts from nothing
+    if cfg.seed is None:
+        drawn = decide(f"seed of {cfg.run_dir}", lambda: Decision(str(torch.seed() % 2**31), ""))
+        cfg.seed = int(drawn.choice)
+    data, notes = settle(cfg, overrides)
+    if 0 < cfg.trainer.max_epochs <= done:
+        raise ConfigError(
+            f"the run in {cfg.run_dir} is complete after {done} epochs; to train on, set "
+            f"trainer.max_epochs to more than {done}"
+        )
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    info = _load(data)
+    network = build(cfg.model, "model")
+    if cfg.task.get("channels_last"):
+        network = network.to(memory_format=torch.channels_last)
+    task = build(cfg.task, "task", network=network)
+    example = torch.zeros(1, info.channels, *info.image_size)
+    macs = count_macs(network, example)
+    precision = _precision(cfg, network, example, info.train_size)
+    cfg.trainer.precision = precision.choice
+    resolved = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    meta = {
+        "classes": list(info.classes),
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "image_size": list(info.image_size),
+        "channels": info.channels,
+        "config": resolved,
+        "source_config": OmegaConf.to_container(cfg, resolve=False),
+        "choices": dict(choices),
+    }
+    arguments = {k: v for k, v in resolved["model"].items() if not k.startswith("_")}
+    return Run(
+        name=choices.get("model", type(network).__name__),
+        folder=Path(cfg.run_dir),
+        cfg=cfg,
+        resolved=resolved,
+        data=data,
+        info=info,
+        network=network,
+        task=task,
+        entry=checkpoint.describe(network, arguments, meta),
+        macs=macs,
+        precision=precision,
+        ckpt_path=ckpt_path,
+        done=done,
+        notes=notes,
+        overrides=overrides,
+    )
+
+
+def _load(data: ImageDataModule) -> DataInfo:
+    """Download and read the data; what is wrong with it is the user's to mend."""
+    try:
+        data.prepare_data()
+        data.setup("fit")
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"data: {error}") from error
+    assert data.info is not None
+    return data.info
+
+
+def _precision(
+    cfg: DictConfig, network: nn.Module, example: torch.Tensor, train_size: int
+) -> Decision:
+    if cfg.trainer.precision != "auto":
+        return Decision(str(cfg.trainer.precision), "as configured")
+    cuda = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    size = min(int(cfg.data.get("batch_size") or 64), train_size, 256 if cuda else 64)
+    images = torch.randn(size, *example.shape[1:], device="cuda" if cuda else "cpu")
+    return decide(
+        f"precision in {cfg.run_dir}",
+        lambda: probe_precision(network, images, channels_last=bool(cfg.task.get("channels_last"))),
+    )

@@ -1,0 +1,40 @@
+"""How a run speaks to the shell: messages instead of tracebacks, exit codes, no noise."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from cvattn.harness.errors import ConfigError, TrainingStopped
+
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Show what is the user's to mend as a message on stderr, and leave with 2 (or 1: stopped)."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        yield
+    except ConfigError as error:
+        console.print("error:", style="bold red", end=" ")
+        console.print(str(error), markup=False)
+        raise SystemExit(2) from None
+    except TrainingStopped as error:
+        console.print("stopped:", style="bold red", end=" ")
+        console.print(str(error), markup=False)
+        raise SystemExit(1) from None
+
+
+def quiet() -> None:
+    """Lightning's notices about devices and tips; the panel says what matters."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # We log once an epoch, whatever the interval for steps is.
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    # A continued run writes where it began.
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # Between Lightning and recent torch, and mended by neither yet.
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

@@ -59,7 +59,7 @@ def draw_attention(
     *,
     to_picture: Callable[[Tensor], np.ndarray],
 ) -> bool:
-    """Each image beside the heat of its blocks, seen from the middle of the image -> a PNG.
+    """Each image above the heat of its blocks, seen from the middle of the image -> a PNG.
 
     Args:
         network: in eval mode, on ``images``' device.
@@ -76,24 +76,22 @@ def draw_attention(
         guesses = network(images).argmax(-1).tolist()
     heats = {name: _centre_heat(network, name, images) for name in blocks}
     pictures = to_picture(images)
-    figure = Figure(
-        figsize=(1.6 * (1 + len(heats)), 1.75 * len(images) + 0.4), layout="constrained"
-    )
-    grid = figure.subplots(len(images), 1 + len(heats), squeeze=False)
+    figure = Figure(figsize=(1.6 * len(images), 1.6 * (1 + len(heats)) + 0.6), layout="constrained")
+    grid = figure.subplots(1 + len(heats), len(images), squeeze=False)
     middle = (images.shape[3] / 2 - 0.5, images.shape[2] / 2 - 0.5)
-    for row, (picture, label, guess) in enumerate(zip(pictures, labels, guesses, strict=True)):
+    for column, (picture, label, guess) in enumerate(zip(pictures, labels, guesses, strict=True)):
         right = "" if guess == label else f"\n(taken for {classes[guess]})"
-        grid[row, 0].imshow(picture)
-        grid[row, 0].set_title(f"{classes[label]}{right}", fontsize=8)
-        for column, (name, heat) in enumerate(heats.items(), start=1):
+        grid[0, column].imshow(picture)
+        grid[0, column].set_title(f"{classes[label]}{right}", fontsize=8)
+        for row, (name, heat) in enumerate(heats.items(), start=1):
             axes = grid[row, column]
             axes.imshow(picture.mean(-1), cmap="gray", alpha=0.55)
-            axes.imshow(heat[row].numpy(), cmap="inferno", alpha=0.65)
+            axes.imshow(heat[column].numpy(), cmap="inferno", alpha=0.65)
             axes.plot(*middle, marker="+", color="cyan", markersize=7, markeredgewidth=1.2)
-            if row == 0:
-                axes.set_title(name, fontsize=8)
-        for axes in grid[row]:
-            axes.set_axis_off()
+            if column == 0:
+                axes.set_title(name, fontsize=7, loc="left")
+    for axes in grid.flat:
+        axes.set_axis_off()
     figure.suptitle("where the middle (+) looks; brighter = more", fontsize=9)
     figure.savefig(path, dpi=130)
     return True

@@ -85,7 +85,8 @@ def reference_attention(
     )
     if dropout_p > 0.0:
         weights = F.dropout(weights, dropout_p)
-    return weights @ value
+    # A float32 bias lifts half-precision scores to float32; the product is in the value's dtype.
+    return weights.to(value.dtype) @ value
 
 
 def _check_rows(rows: Sequence[int] | Tensor, length: int, device: torch.device) -> Tensor:

@@ -134,7 +134,7 @@ def _precision(
     if cfg.trainer.precision != "auto":
         return Decision(str(cfg.trainer.precision), "as configured")
     cuda = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    size = min(int(cfg.data.get("batch_size") or 64), train_size, 256 if cuda else 64)
+    size = min(int(cfg.data.get("batch_size") or 64), train_size, 256 if cuda else 48)
     images = torch.randn(size, *example.shape[1:], device="cuda" if cuda else "cpu")
     return decide(
         f"precision in {cfg.run_dir}",

@@ -61,15 +61,15 @@ def fit(cfg: DictConfig) -> float:
         run.network.compile()
     try:
         trainer.fit(run.task, datamodule=run.data, ckpt_path=run.ckpt_path, weights_only=True)
+        metrics = dict(trainer.callback_metrics)
+        epochs = trainer.current_epoch
+        # With the last weights: the test set has no say in which ones.
+        tested = trainer.test(run.task, datamodule=run.data, verbose=False)[0]
     except SystemExit:
         # Lightning leaves with 1 after Ctrl-C, and nothing after it runs.
         if ending.interrupted:
             raise SystemExit(INTERRUPTED) from None
         raise
-    metrics = dict(trainer.callback_metrics)
-    epochs = trainer.current_epoch
-    # With the last weights: the test set has no say in which ones.
-    tested = trainer.test(run.task, datamodule=run.data, verbose=False)[0]
     best = _best(trainer, metrics)
     if trainer.is_global_zero:
         _draw(run, trainer)

@@ -11,9 +11,9 @@ from runs import ROOT, start, train
 
 # With dropout, so that the random state matters; fp32 on one thread, so that sums are in order.
 RUN = [
-    *("data=digits", "model=vit", "model.embed_dim=12", "model.num_heads=3", "model.ffn_dim=16"),
-    *("model.num_layers=2", "model.dropout=0.1", "trainer.precision=32-true"),
-    *("trainer.accelerator=cpu", "trainer.max_epochs=3"),
+    *("data=digits", "model=vit", "model.embed_dim=24", "model.num_heads=3", "model.ffn_dim=40"),
+    *("model.num_layers=3", "model.dropout=0.1", "trainer.precision=32-true"),
+    *("trainer.accelerator=cpu", "trainer.max_epochs=6"),
 ]
 
 
@@ -26,22 +26,22 @@ def test_interrupted_and_continued_equals_never_interrupted(tmp_path):
     deadline = time.time() + 120
     while not last.exists() and time.time() < deadline:
         time.sleep(0.02)
-    time.sleep(0.3)  # into the second epoch
+    time.sleep(0.4)  # well into an epoch: one takes about a second
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     stopped_at = torch.load(last, weights_only=True)["epoch"]
-    assert stopped_at < 2, "the run was over before it was interrupted"
+    assert stopped_at < 5, "the run was over before it was interrupted"
     command = re.search(r"python train\.py (ckpt_path=\S+)", output)
     assert command, output
 
     train(command[1], cwd=tmp_path)
     whole = torch.load(tmp_path / "whole/checkpoints/last.ckpt", weights_only=True)
     cut = torch.load(last, weights_only=True)
-    assert whole["epoch"] == cut["epoch"] == 2
+    assert whole["epoch"] == cut["epoch"] == 5
     for key, value in whole["state_dict"].items():
         assert torch.equal(value, cut["state_dict"][key]), key
-    assert len((tmp_path / "cut" / "metrics.csv").read_text().splitlines()) == 4
+    assert len((tmp_path / "cut" / "metrics.csv").read_text().splitlines()) == 7
     assert {p.name for p in tmp_path.iterdir()} == {"whole", "cut"}
 
 

@@ -1,6 +1,7 @@
 """What happens beside the training steps: exact resume, clear ends, a look at the attention."""
 
 import hashlib
+import signal
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,18 +77,25 @@ class SavedContents(pl.Callback):
 
 
 class SayHowToContinue(pl.Callback):
-    """After Ctrl-C or SIGTERM: where the last checkpoint is and what continues the run."""
+    """After Ctrl-C or SIGTERM: where the last checkpoint is and what continues the run.
+
+    Attributes:
+        exit_code: what a shell expects of a program that was stopped so; None if it was not.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self.interrupted = False
+        self.exit_code: int | None = None
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         if not isinstance(exception, (KeyboardInterrupt, SIGTERMException, TrainingStopped)):
             return
-        self.interrupted = isinstance(exception, KeyboardInterrupt)
+        if isinstance(exception, KeyboardInterrupt):
+            self.exit_code = 128 + signal.SIGINT
+        elif isinstance(exception, SIGTERMException):
+            self.exit_code = 128 + signal.SIGTERM
         if trainer.is_global_zero:
             print(f"\n{how_to_continue(self.run_dir)}", flush=True)
 

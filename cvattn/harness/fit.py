@@ -20,7 +20,7 @@ from cvattn.harness.csv_log import CSVLog
 from cvattn.harness.pictures import draw_attention, draw_curves
 from cvattn.harness.progress import ProgressLines, Throughput
 from cvattn.harness.settle import build
-from cvattn.harness.shell import INTERRUPTED, quiet
+from cvattn.harness.shell import quiet
 
 
 def fit(cfg: DictConfig) -> float:
@@ -35,7 +35,7 @@ def fit(cfg: DictConfig) -> float:
     Raises:
         ConfigError: before any data is loaded, or because the data cannot be read.
         TrainingStopped: the loss became NaN or infinite.
-        SystemExit: 130 after Ctrl-C.
+        SystemExit: 130 after Ctrl-C, 143 after SIGTERM.
     """
     quiet()
     run = assemble(cfg)
@@ -66,10 +66,10 @@ def fit(cfg: DictConfig) -> float:
         # With the last weights: the test set has no say in which ones.
         tested = trainer.test(run.task, datamodule=run.data, verbose=False)[0]
     except SystemExit:
-        # Lightning leaves with 1 after Ctrl-C, and nothing after it runs.
-        if ending.interrupted:
-            raise SystemExit(INTERRUPTED) from None
-        raise
+        # Lightning leaves with 1 after Ctrl-C and 0 after SIGTERM, and nothing after it runs.
+        if ending.exit_code is None:
+            raise
+        raise SystemExit(ending.exit_code) from None
     best = _best(trainer, metrics)
     if trainer.is_global_zero:
         _draw(run, trainer)

@@ -9,8 +9,6 @@ from rich.console import Console
 
 from cvattn.harness.errors import ConfigError, TrainingStopped
 
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
-
 
 @contextmanager
 def plain_errors() -> Iterator[None]:

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,19 +18,34 @@ RUN = [
 ]
 
 
-@pytest.mark.slow
-def test_interrupted_and_continued_equals_never_interrupted(tmp_path):
-    train(*RUN, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path)
-
-    process = start(*RUN, f"hydra.run.dir={tmp_path}/cut", cwd=tmp_path)
-    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+def stopped(by: signal.Signals, last: Path, *, code: int) -> str:
+    """Start RUN, send the signal in the middle of an epoch, and return what was printed."""
+    folder = last.parents[1]
+    process = start(*RUN, f"hydra.run.dir={folder}", cwd=folder.parent)
     deadline = time.time() + 120
     while not last.exists() and time.time() < deadline:
         time.sleep(0.02)
     time.sleep(0.4)  # well into an epoch: one takes about a second
-    process.send_signal(signal.SIGINT)
+    process.send_signal(by)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
+    assert process.returncode == code, output
+    return output
+
+
+@pytest.mark.slow
+def test_trap_21_sigterm_keeps_the_last_epoch_and_says_so(tmp_path):
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    output = stopped(signal.SIGTERM, last, code=143)
+    assert f"python train.py ckpt_path={last.relative_to(tmp_path)}" in output
+    assert torch.load(last, weights_only=True)["epoch"] < 5
+
+
+@pytest.mark.slow
+def test_interrupted_and_continued_equals_never_interrupted(tmp_path):
+    train(*RUN, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path)
+
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    output = stopped(signal.SIGINT, last, code=130)
     stopped_at = torch.load(last, weights_only=True)["epoch"]
     assert stopped_at < 5, "the run was over before it was interrupted"
     command = re.search(r"python train\.py (ckpt_path=\S+)", output)

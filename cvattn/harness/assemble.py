@@ -71,7 +71,8 @@ def assemble(cfg: DictConfig) -> Run:
         drawn = decide(f"seed of {cfg.run_dir}", lambda: Decision(str(torch.seed() % 2**31), ""))
         cfg.seed = int(drawn.choice)
     data, notes = settle(cfg, overrides)
-    if 0 < cfg.trainer.max_epochs <= done:
+    limit = cfg.trainer.max_epochs  # null or -1: trainer.max_steps says when to end
+    if limit is not None and 0 < limit <= done:
         raise ConfigError(
             f"the run in {cfg.run_dir} is complete after {done} epochs; to train on, set "
             f"trainer.max_epochs to more than {done}"

@@ -34,7 +34,7 @@ BIGGAN_KEYS = [
 ]
 FORMS = {"common": SelfAttention2d, "biggan": SelfAttention2d.biggan}
 either_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-either_route = pytest.mark.parametrize("bound", [plan.SCORES_BOUND, 0], ids=["direct", "padded"])
+either_route = pytest.mark.parametrize("bound", [plan.SCORES_BOUND, 0], ids=["direct", "tiled"])
 
 
 def active(block: SelfAttention2d, gamma: float = 0.7) -> SelfAttention2d:

@@ -11,7 +11,7 @@ from oracles import assert_hides, assert_near, loop_attention, scalar
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cvattn.core import attention, attention_weights
-from cvattn.core.attention import choose_route, plan, reference_attention
+from cvattn.core.attention import Route, attend, plan, reference_attention, tiles
 
 BATCH, HEADS = 2, 3
 SIZES = [(5, 7), (7, 5), (5, 5)]
@@ -20,11 +20,21 @@ WIDTHS = [
     ("fused", 5, 5),
     ("direct", 3, 11),
     ("direct", 11, 3),
+    ("tiled", 3, 11),
+    ("tiled", 11, 3),
+    ("tiled", 5, 5),
     ("padded", 3, 11),
     ("padded", 11, 3),
 ]
 MASKS = ["none", "LS", "BhLS", "B11S", "1hL1", "row"]
 BIASES = ["none", "LS", "BhLS", "B11S"]
+
+
+def force(monkeypatch, route):
+    """Any route is right for any call, so each is tried; tiles of few scores and odd rows."""
+    monkeypatch.setattr(attend, "choose_route", lambda call: Route(route, "forced", {}))
+    monkeypatch.setattr(tiles, "TILE", 80)
+    monkeypatch.setattr(tiles, "LEAST_ROWS", 2)
 
 
 def shape_of(kind, length, size):
@@ -72,10 +82,8 @@ def grads(output, inputs):
 def test_equals_the_loop_forward_and_gradients(
     length, size, route, width, value_width, monkeypatch
 ):
-    if route == "padded":
-        monkeypatch.setattr(plan, "SCORES_BOUND", 0)
+    force(monkeypatch, route)
     query, key, value = make_qkv(length, size, width, value_width)
-    assert choose_route(query, key, value).name == route
     combinations = list(itertools.product(MASKS, BIASES, [False, True]))
     # All on the fused route; every fifth on the others, a step that is coprime to the axes.
     for mask, bias, causal in combinations if route == "fused" else combinations[::5]:
@@ -99,8 +107,7 @@ def test_equals_the_loop_forward_and_gradients(
 @pytest.mark.parametrize(("route", "width", "value_width"), WIDTHS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precision(route, width, value_width, dtype, monkeypatch):
-    if route == "padded":
-        monkeypatch.setattr(plan, "SCORES_BOUND", 0)
+    force(monkeypatch, route)
     # More tokens than in the other tests: the kernels work in blocks.
     query, key, value = (x.detach() for x in make_qkv(67, 131, width, value_width))
     mask = assert_hides(torch.rand(BATCH, 1, 67, 131) < 0.6)
@@ -117,8 +124,7 @@ def test_lower_precision(route, width, value_width, dtype, monkeypatch):
 
 @pytest.mark.parametrize(("route", "width", "value_width"), WIDTHS)
 def test_autocast(route, width, value_width, monkeypatch):
-    if route == "padded":
-        monkeypatch.setattr(plan, "SCORES_BOUND", 0)
+    force(monkeypatch, route)
     query, key, value = make_qkv(5, 7, width, value_width, torch.float32)
     bias = make_bias("BhLS", 5, 7, torch.float32)
     mask = make_mask("row", 5, 7)
@@ -191,8 +197,7 @@ def test_layout_in_memory_does_not_matter(width, value_width, bound, monkeypatch
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_trap_01_nothing_to_attend_to_is_zero(route, width, value_width, dtype, monkeypatch):
     """One sample fully hidden and one row of another: output 0, weights 0, gradients finite."""
-    if route == "padded":
-        monkeypatch.setattr(plan, "SCORES_BOUND", 0)
+    force(monkeypatch, route)
     query, key, value = make_qkv(5, 7, width, value_width, dtype)
     mask = torch.ones(BATCH, 1, 5, 7, dtype=torch.bool)
     mask[0] = False
@@ -344,19 +349,6 @@ def test_rows_with_one_query_and_shared_terms(size):
     assert_near(attention_weights(query, key, attn_mask=mask, rows=[4, 1]), full[:, :, [4, 1]], 0.0)
     one = attention_weights(query[:, :, :1], key, attn_mask=mask, rows=[0, 0])
     assert_near(one, full[:, :, [0, 0]], 1e-12)
-
-
-def test_the_plan_says_which_and_why(monkeypatch):
-    query, key, value = make_qkv(5, 7, 3, 11)
-    assert choose_route(query, key, value).name == "direct"
-    assert "small" in choose_route(query, key, value).reason
-    # bound = B * heads * L * S * bytes, exactly
-    monkeypatch.setattr(plan, "SCORES_BOUND", BATCH * HEADS * 5 * 7 * 8)
-    assert choose_route(query, key, value).name == "direct"
-    monkeypatch.setattr(plan, "SCORES_BOUND", BATCH * HEADS * 5 * 7 * 8 - 1)
-    assert choose_route(query, key, value).name == "padded"
-    assert "dropout" in choose_route(query, key, value, dropout_p=0.1).reason
-    assert choose_route(query, key, key).name == "fused"
 
 
 def test_bias_gradient_with_a_shared_bias():

@@ -73,7 +73,7 @@ def test_refused_rows(rows, message):
 PEAK = """
 import torch
 from cvattn.core import attention
-from cvattn.core.attention import choose_route, reference_attention
+from cvattn.core.attention import reference_attention
 
 def status(field):
     lines = open("/proc/self/status").read().splitlines()

@@ -3,14 +3,23 @@
 The only room where a softmax over keys is written.
 """
 
-from cvattn.core.attention.plan import SCORES_BOUND, Route, attention, choose_route
+from cvattn.core.attention.attend import attention
+from cvattn.core.attention.plan import (
+    SCORES_BOUND,
+    AttentionCall,
+    Route,
+    choose_route,
+    record_routes,
+)
 from cvattn.core.attention.reference import attention_weights, reference_attention
 
 __all__ = [
     "SCORES_BOUND",
+    "AttentionCall",
     "Route",
     "attention",
     "attention_weights",
     "choose_route",
+    "record_routes",
     "reference_attention",
 ]

@@ -1,5 +1,7 @@
 """What attention accepts: shapes and dtypes checked once, masks brought to one form."""
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -78,11 +80,20 @@ def causal_rows(length: int, key_length: int, rows: Tensor) -> Tensor:
 
 
 def merge_allowed(
-    query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, rows: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None,
+    attn_bias: Tensor | None,
+    is_causal: bool,
+    rows: Tensor | None = None,
 ) -> Tensor | None:
-    """One bool mask (True = may attend) from ``attn_mask`` and ``is_causal``, or None."""
+    """One bool mask (True = may attend) from mask, causality and -inf in the bias, or None."""
     length, key_length = query.shape[2], key.shape[2]
     allowed = take_rows(attn_mask, length, rows)
+    if attn_bias is not None:
+        bias = take_rows(attn_bias, length, rows)
+        seen = torch.ne(bias, float("-inf"))
+        allowed = seen if allowed is None else allowed & seen
     if is_causal:
         chosen = torch.arange(length, device=query.device) if rows is None else rows
         causal = causal_rows(length, key_length, chosen)
@@ -90,6 +101,10 @@ def merge_allowed(
     return allowed
 
 
+@overload
+def take_rows(term: Tensor, length: int, rows: Tensor | None) -> Tensor: ...
+@overload
+def take_rows(term: None, length: int, rows: Tensor | None) -> None: ...
 def take_rows(term: Tensor | None, length: int, rows: Tensor | None) -> Tensor | None:
     """The chosen query rows of a mask or bias; one that is shared by all rows stays as it is."""
     if term is None or rows is None or term.shape[-2] != length:

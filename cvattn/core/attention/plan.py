@@ -1,62 +1,94 @@
-"""Attention as everything here calls it, and the plan that chooses how it is computed."""
+"""Which route attention takes, and why: a decision about shapes, dtype and device alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from cvattn.core.attention.inputs import check_inputs, check_terms, merge_allowed
-from cvattn.core.attention.reference import reference_attention
+# Above this many bytes no route stores all L x S scores. Beyond it they leave the caches, and
+# C libraries give such blocks back to the system, so that each use pays for fresh pages.
+SCORES_BOUND = 16 * 2**20
+# Half-precision tiles of fewer scores a sample than this do not repay the casts.
+LEAST_HALF_SCORES = 128 * 128
 
-# Above this many bytes the L x S scores are not stored.
-SCORES_BOUND = 64 * 2**20
+RouteName = Literal["fused", "padded", "tiled", "direct"]
+
+
+class AttentionCall(NamedTuple):
+    """A call of :func:`attention`, as the plan sees it.
+
+    Attributes:
+        head_dim: E, width of query and key.
+        value_dim: Ev, width of the value.
+        dtype: in which the products are made (under autocast, autocast's).
+        device: "cpu", "cuda", ...
+        built_mask: elements of the mask that the fused kernels would need built for them (causal
+            with L != S, or several of mask, bias and causality); 0 = none, or one is there already.
+        bias_grad: a gradient of ``attn_bias`` is wanted.
+        dropout: weights are dropped.
+    """
+
+    batch: int
+    heads: int
+    length: int
+    key_length: int
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: str
+    built_mask: int = 0
+    bias_grad: bool = False
+    dropout: bool = False
+
+    @property
+    def scores(self) -> int:
+        """Number of scores, batch and heads included."""
+        return self.batch * self.heads * self.length * self.key_length
 
 
 class Route(NamedTuple):
-    """How attention is computed, and why that way."""
+    """How attention is computed and why, and why not by the others.
 
-    name: Literal["fused", "padded", "direct"]
-    reason: str
-
-
-def choose_route(query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float = 0.0) -> Route:
-    """Which route :func:`attention` takes for inputs like these; shapes and dtype alone decide.
-
-    - ``fused``: ``F.scaled_dot_product_attention``, linear in memory where torch has a kernel.
-    - ``padded``: the same kernel, q and k (or v) padded with zero columns to one width. The CPU
-      kernel refuses unequal widths and would fall back to storing all scores.
-    - ``direct``: the plain products of the reference, which are faster while the scores are small.
+    - ``fused``: ``F.scaled_dot_product_attention``, where torch has a kernel for it.
+    - ``padded``: the same, q and k (or v) padded with zero columns to widths that a kernel takes.
+    - ``tiled``: row blocks of the scores, recomputed in the backward pass.
+    - ``direct``: the plain products of the reference, storing all scores.
     """
-    width, value_width = query.shape[-1], value.shape[-1]
-    if query.is_meta:
-        return Route("direct", "shapes alone: nothing is stored, and no padding is to be counted")
-    # The CPU's fused kernel is 3 to 5 times slower than the products in half precision, most of it
-    # in the backward pass.
-    half_on_cpu = query.device.type == "cpu" and query.element_size() == 2
-    if width == value_width and not half_on_cpu:
-        return Route("fused", "query and value have one width")
-    if dropout_p > 0.0:
-        return Route("direct", "dropout on the weights needs the weights")
-    scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] * query.element_size()
-    small = _at_most(scores, SCORES_BOUND)
-    if width == value_width:
-        why = "half precision on a CPU, and the scores are"
-        return Route("direct", f"{why} small") if small else Route("fused", f"{why} large")
-    why = f"widths {width} and {value_width} differ, and the scores are"
-    return Route("direct", f"{why} small") if small else Route("padded", f"{why} large")
+
+    name: RouteName
+    reason: str
+    refused: dict[RouteName, str]
 
 
-def _at_most(size: int, bound: int) -> bool:
-    """``size <= bound``; False for a size left open in an export: it must not become limited."""
-    if torch.compiler.is_exporting():
-        from torch.fx.experimental.symbolic_shapes import statically_known_true
+# Fixed texts: a number in them would be formatted in each call, and compilers cannot.
+_FEW = "the scores are at most 16 MiB and fit the caches"
+_MANY = "the scores are more than the 16 MiB that may be stored"
+_BUILT = "a mask with an entry for each score would have to be built"
+_EMULATED = "this CPU emulates half-precision products: float32 tiles are faster"
 
-        return statically_known_true(size <= bound)
-    return size <= bound
+_records: list[list[tuple[AttentionCall, Route]]] = []
 
 
-def attention(
+@contextmanager
+def record_routes() -> Iterator[list[tuple[AttentionCall, Route]]]:
+    """Collect each call of :func:`attention` made inside the block, and the route that it took."""
+    record: list[tuple[AttentionCall, Route]] = []
+    _records.append(record)
+    try:
+        yield record
+    finally:
+        _records[:] = [each for each in _records if each is not record]
+
+
+def note_route(call: AttentionCall, route: Route) -> None:
+    """Tell all open :func:`record_routes` blocks."""
+    for record in _records:
+        record.append((call, route))
+
+
+def describe_call(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -64,92 +96,129 @@ def attention(
     attn_mask: Tensor | None = None,
     attn_bias: Tensor | None = None,
     is_causal: bool = False,
-    scale: float | None = None,
     dropout_p: float = 0.0,
-) -> Tensor:
-    """Scaled dot-product attention: softmax(scale * Q K^T + bias) V over the allowed keys.
+) -> AttentionCall:
+    """The call as the plan sees it."""
+    device = query.device.type
+    autocast = not query.is_meta and torch.is_autocast_enabled(device)
+    built = 0
+    # An export takes torch's operators in any case, and its sizes must stay open.
+    if not torch.compiler.is_exporting():
+        shapes = [tuple(term.shape) for term in (attn_mask, attn_bias) if term is not None]
+        if is_causal and (shapes or query.shape[2] != key.shape[2]):
+            shapes.append((query.shape[2], key.shape[2]))
+            built = torch.Size(torch.broadcast_shapes(*shapes)).numel()
+        elif len(shapes) > 1:
+            built = torch.Size(torch.broadcast_shapes(*shapes)).numel()
+    return AttentionCall(
+        batch=query.shape[0],
+        heads=query.shape[1],
+        length=query.shape[2],
+        key_length=key.shape[2],
+        head_dim=query.shape[3],
+        value_dim=value.shape[3],
+        dtype=torch.get_autocast_dtype(device) if autocast else query.dtype,
+        device=device,
+        built_mask=built,
+        bias_grad=attn_bias is not None and attn_bias.requires_grad and torch.is_grad_enabled(),
+        dropout=dropout_p > 0.0,
+    )
 
-    Args:
-        query: (B, heads, L, E).
-        key: (B, heads, S, E).
-        value: (B, heads, S, Ev); Ev may differ from E.
-        attn_mask: bool, True = may attend; (L, S) or broadcastable to (B, heads, L, S). Builders
-            and adapters for other conventions are in :mod:`cvattn.core.masks`.
-        attn_bias: float, added to the scores before the softmax; same shapes.
-        is_causal: query i sees the keys up to i + (S - L) (aligned to the bottom right, so that a
-            step with cached keys is right); combines with mask and bias.
-        scale: factor on the scores; None = 1/sqrt(E). SAGAN passes 1.0.
-        dropout_p: probability of dropping a weight, applied whenever it is > 0: the caller passes
-            0 outside training.
 
-    Returns:
-        (B, heads, L, Ev). A query that may attend to nothing gets 0, with finite gradients.
+def choose_route(call: AttentionCall) -> Route:
+    """The route for a call. The thresholds were measured: ``benchmarks/NOTES.md``."""
+    if call.device == "meta":
+        return Route("direct", "shapes alone: nothing is stored, nothing to be padded", {})
+    if torch.compiler.is_exporting():
+        return _for_export(call)
+    if call.device == "cpu":
+        return _on_cpu(call)
+    return _on_accelerator(call)
 
-    Raises:
-        ValueError: shapes that do not fit, or ambiguous mask shapes.
-        TypeError: a float ``attn_mask``, a bool ``attn_bias``, or q, k, v of different dtypes.
 
-    The fused kernels have no second derivative. For gradient penalties run the forward pass under
-    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, which this function respects.
-    """
-    check_inputs(query, key, value)
-    check_terms(query, key, attn_mask, attn_bias)
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p={dropout_p} is not a probability in [0, 1)")
-    route = choose_route(query, key, value, dropout_p=dropout_p)
-    if route.name == "direct":
-        return reference_attention(
-            query,
-            key,
-            value,
-            attn_mask=attn_mask,
-            attn_bias=attn_bias,
-            is_causal=is_causal,
-            scale=scale,
-            dropout_p=dropout_p,
+def _on_cpu(call: AttentionCall) -> Route:
+    size = call.scores * call.dtype.itemsize
+    half = call.dtype.itemsize == 2
+    refused: dict[RouteName, str] = {}
+    if call.head_dim != call.value_dim:
+        refused["fused"] = "for unequal widths torch's CPU kernel gives way to storing all scores"
+        refused["padded"] = "computes with the padding: slower than tiles and plain products"
+    elif half:
+        refused["fused"] = "torch's CPU kernel has a slow backward pass in half precision"
+    elif call.dropout:
+        refused["fused"] = "with dropout torch's CPU kernel gives way to storing all scores"
+    elif call.bias_grad:
+        refused["fused"] = (
+            "for a bias's gradient torch's CPU kernel gives way to storing all scores"
         )
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    value_width = value.shape[-1]
-    width = max(query.shape[-1], value_width)
-    # torch's causal flag is aligned to the top left and refuses company, so it serves one case.
-    plain_causal = (
-        is_causal and attn_mask is None and attn_bias is None and query.shape[2] == key.shape[2]
-    )
-    term = None if plain_causal else _merge_terms(query, key, attn_mask, attn_bias, is_causal)
-    output = F.scaled_dot_product_attention(
-        _dense(query, width),
-        _dense(key, width),
-        _dense(value, width),
-        attn_mask=term,
-        dropout_p=dropout_p,
-        is_causal=plain_causal,
-        scale=scale,
-    )
-    return output[..., :value_width]
+    elif call.built_mask * call.dtype.itemsize > SCORES_BOUND:
+        refused["fused"] = _BUILT
+    else:
+        return Route("fused", "torch's CPU kernel takes equal widths", refused)
+    if size > SCORES_BOUND:
+        return Route("tiled", _MANY, refused | {"direct": _MANY})
+    emulated = half and compute_dtype(torch.device("cpu"), call.dtype) != call.dtype
+    if emulated and call.length * call.key_length >= LEAST_HALF_SCORES:
+        return Route("tiled", _EMULATED, refused | {"direct": _EMULATED})
+    return Route("direct", _FEW, refused | {"tiled": _FEW})
 
 
-def _dense(tensor: Tensor, width: int) -> Tensor:
-    """Zero columns up to ``width`` (they add nothing to a product), and a last stride of 1.
+def _on_accelerator(call: AttentionCall) -> Route:
+    """CUDA's rules: unequal widths in multiples of 16 bytes run fused, in float16 to float32."""
+    refused: dict[RouteName, str] = {}
+    if call.dtype == torch.float64:
+        refused["fused"] = refused["padded"] = "no fused kernel takes float64"
+    elif call.built_mask * call.dtype.itemsize > SCORES_BOUND:
+        refused["fused"] = refused["padded"] = _BUILT
+    elif (call.head_dim, call.value_dim) == padded_widths(call):
+        return Route("fused", "fused kernels take these widths", refused)
+    else:
+        refused["fused"] = "a width is not a multiple of 16 bytes"
+        return Route("padded", "zero columns up to multiples of 16 bytes", refused)
+    if call.scores * call.dtype.itemsize > SCORES_BOUND:
+        return Route("tiled", _MANY, refused | {"direct": _MANY})
+    return Route("direct", _FEW, refused | {"tiled": _FEW})
 
-    The CPU kernel needs that stride: without it torch stores all scores and says nothing.
+
+def _for_export(call: AttentionCall) -> Route:
+    """Operators of torch alone; a size left open must not become limited by a comparison."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    refused: dict[RouteName, str] = {"tiled": "an exported program has operators of torch alone"}
+    if call.head_dim == call.value_dim:
+        return Route("fused", "exported, one width", refused)
+    if statically_known_true(call.scores * call.dtype.itemsize <= SCORES_BOUND):
+        return Route("direct", "exported, few scores", refused)
+    return Route("padded", "exported, many scores or sizes left open", refused)
+
+
+def width_step(call: AttentionCall) -> int:
+    """Fused kernels on accelerators take widths in multiples of 16 bytes; CPUs any."""
+    return 1 if call.device == "cpu" else 16 // call.dtype.itemsize
+
+
+def padded_widths(call: AttentionCall) -> tuple[int, int]:
+    """Widths of (query and key, value) that a fused kernel takes."""
+    if call.device == "cpu":
+        widest = max(call.head_dim, call.value_dim)
+        return widest, widest
+    step = width_step(call)
+    return -(-call.head_dim // step) * step, -(-call.value_dim // step) * step
+
+
+def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision on CPUs without such instructions, where products are emulated.
+
+    float16 never pays: 40 to 100 times slower than float32 on the CPUs that torch knows.
     """
-    if tensor.shape[-1] < width:
-        tensor = F.pad(tensor, (0, width - tensor.shape[-1]))
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    if device.type != "cpu" or dtype.itemsize != 2:
+        return dtype
+    return torch.bfloat16 if dtype == torch.bfloat16 and _has_bfloat16() else torch.float32
 
 
-def _merge_terms(
-    query: Tensor,
-    key: Tensor,
-    attn_mask: Tensor | None,
-    attn_bias: Tensor | None,
-    is_causal: bool,
-) -> Tensor | None:
-    """Mask, causality and bias as the one term that torch takes: bool, or float with -inf."""
-    allowed = merge_allowed(query, key, attn_mask, is_causal, None)
-    if attn_bias is None:
-        return allowed
-    bias = attn_bias.to(query.dtype)
-    if allowed is None:
-        return bias
-    return torch.where(allowed, bias, float("-inf"))
+def _has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
+        return torch.cpu._is_avx512_bf16_supported()
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

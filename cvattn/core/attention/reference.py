@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cvattn.core.attention.hidden import add_mark, shield
 from cvattn.core.attention.inputs import check_inputs, check_terms, merge_allowed, take_rows
 
 
@@ -49,22 +50,14 @@ def attention_weights(
     length = query.shape[2]
     if rows is not None:
         rows = _check_rows(rows, length, query.device)
-    allowed = merge_allowed(query, key, attn_mask, is_causal, rows)
+    allowed = merge_allowed(query, key, attn_mask, attn_bias, is_causal, rows)
     bias = take_rows(attn_bias, length, rows)
     if rows is not None:
         query = query.index_select(2, rows)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = (query * scale) @ key.mT
-    if bias is not None:
-        scores = scores + bias
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    if allowed is None and bias is None:
-        return scores.softmax(-1)
-    # A row of -inf alone would be 0/0: give it any finite scores, then weights of 0. The fills
-    # also cut its gradients to 0.
-    empty = (scores == float("-inf")).all(-1, keepdim=True)
-    return scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
+    # The weights have no values of their own to shield.
+    query, key, _, mark = shield(query, key, key, allowed)
+    weights = _weights(query, key, allowed, bias, scale)
+    return add_mark(weights, mark)
 
 
 def reference_attention(
@@ -80,13 +73,31 @@ def reference_attention(
 ) -> Tensor:
     """Attention as the formula says it, storing all weights; arguments as in :func:`attention`."""
     check_inputs(query, key, value)
-    weights = attention_weights(
-        query, key, attn_mask=attn_mask, attn_bias=attn_bias, is_causal=is_causal, scale=scale
-    )
+    check_terms(query, key, attn_mask, attn_bias)
+    allowed = merge_allowed(query, key, attn_mask, attn_bias, is_causal)
+    query, key, value, mark = shield(query, key, value, allowed)
+    weights = _weights(query, key, allowed, attn_bias, scale)
     if dropout_p > 0.0:
         weights = F.dropout(weights, dropout_p)
     # A float32 bias lifts half-precision scores to float32; the product is in the value's dtype.
-    return weights.to(value.dtype) @ value
+    return add_mark(weights.to(value.dtype) @ value, mark)
+
+
+def _weights(
+    query: Tensor, key: Tensor, allowed: Tensor | None, bias: Tensor | None, scale: float | None
+) -> Tensor:
+    """The formula."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query * scale) @ key.mT
+    if bias is not None:
+        scores = scores + bias
+    if allowed is None:
+        return scores.softmax(-1)
+    # A row of -inf alone would be 0/0: give it any finite scores, then weights of 0. The fills
+    # also cut its gradients to 0.
+    empty = ~allowed.any(-1, keepdim=True)
+    scores = scores.masked_fill(~allowed, float("-inf")).masked_fill(empty, 0.0)
+    return scores.softmax(-1).masked_fill(empty, 0.0)
 
 
 def _check_rows(rows: Sequence[int] | Tensor, length: int, device: torch.device) -> Tensor:

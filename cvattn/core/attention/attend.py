@@ -1,0 +1,125 @@
+"""Attention as everything here calls it."""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from cvattn.core.attention.hidden import add_mark, shield
+from cvattn.core.attention.inputs import check_inputs, check_terms, merge_allowed
+from cvattn.core.attention.plan import (
+    AttentionCall,
+    choose_route,
+    describe_call,
+    note_route,
+    padded_widths,
+)
+from cvattn.core.attention.reference import reference_attention
+from cvattn.core.attention.tiled import tiled_attention
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    attn_bias: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention: softmax(scale * Q K^T + bias) V over the allowed keys.
+
+    Shapes, dtype and device decide how it is computed (:func:`choose_route`); the result does not
+    depend on it. :func:`record_routes` tells which route a call took, and why.
+
+    Args:
+        query: (B, heads, L, E).
+        key: (B, heads, S, E).
+        value: (B, heads, S, Ev); Ev may differ from E.
+        attn_mask: bool, True = may attend; (L, S) or broadcastable to (B, heads, L, S). Builders
+            and adapters for other conventions are in :mod:`cvattn.core.masks`.
+        attn_bias: float, added to the scores before the softmax; same shapes. -inf hides, as the
+            mask does.
+        is_causal: query i sees the keys up to i + (S - L) (aligned to the bottom right, so that a
+            step with cached keys is right); combines with mask and bias.
+        scale: factor on the scores; None = 1/sqrt(E). SAGAN passes 1.0.
+        dropout_p: probability of dropping a weight, applied whenever it is > 0: the caller passes
+            0 outside training.
+
+    Returns:
+        (B, heads, L, Ev). A query that may attend to nothing gets 0, with finite gradients. NaN or
+        infinity in a key or value that is hidden from a query does not reach it; under a mask, a
+        query that may attend to one gets NaN.
+
+    Raises:
+        ValueError: shapes that do not fit, or ambiguous mask shapes.
+        TypeError: a float ``attn_mask``, a bool ``attn_bias``, or q, k, v of different dtypes.
+
+    Second derivatives (gradient penalties) work on the routes ``direct`` and ``tiled``. torch's
+    fused kernels have none: run the forward pass under
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, which is respected.
+    """
+    check_inputs(query, key, value)
+    check_terms(query, key, attn_mask, attn_bias)
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p={dropout_p} is not a probability in [0, 1)")
+    terms: dict[str, Any] = {"attn_mask": attn_mask, "attn_bias": attn_bias, "is_causal": is_causal}
+    call = describe_call(query, key, value, **terms, dropout_p=dropout_p)
+    route = choose_route(call)
+    note_route(call, route)
+    if route.name == "direct":
+        return reference_attention(query, key, value, **terms, scale=scale, dropout_p=dropout_p)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if route.name == "tiled":
+        query, key, value = (x.to(call.dtype) for x in (query, key, value))
+        return tiled_attention(query, key, value, **terms, scale=scale, dropout_p=dropout_p)
+    return _fused(call, query, key, value, **terms, scale=scale, dropout_p=dropout_p)
+
+
+def _fused(
+    call: AttentionCall,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None,
+    attn_bias: Tensor | None,
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """``F.scaled_dot_product_attention`` with our meaning of masks, in layouts that run fused."""
+    # torch's causal flag is aligned to the top left and refuses company, so it serves one case.
+    plain_causal = (
+        is_causal and attn_mask is None and attn_bias is None and call.length == call.key_length
+    )
+    allowed = None if plain_causal else merge_allowed(query, key, attn_mask, attn_bias, is_causal)
+    term: Tensor | None = allowed
+    if attn_bias is not None:
+        term = attn_bias.to(query.dtype)
+        if allowed is not None and (attn_mask is not None or is_causal):
+            term = term.masked_fill(~allowed, float("-inf"))
+    query, key, value, mark = shield(query, key, value, allowed, is_causal=plain_causal)
+    width, value_width = padded_widths(call)
+    output = F.scaled_dot_product_attention(
+        _dense(query, width),
+        _dense(key, width),
+        _dense(value, value_width),
+        attn_mask=term,
+        dropout_p=dropout_p,
+        is_causal=plain_causal,
+        scale=scale,
+    )
+    return add_mark(output[..., : call.value_dim], mark)
+
+
+def _dense(tensor: Tensor, width: int) -> Tensor:
+    """Zero columns up to ``width`` (they add nothing to a product), and a last stride of 1.
+
+    The CPU kernel needs that stride: without it torch stores all scores and says nothing.
+    """
+    if tensor.shape[-1] < width:
+        tensor = F.pad(tensor, (0, width - tensor.shape[-1]))
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,57 +1,16 @@
 """Slow and independent: attention written with loops, and the measure that comparisons use.
 
-Nothing here calls the library. pytest puts this folder on the path (it holds a conftest.py), so
-tests say ``from oracles import ...``.
+The loop is the one that the library ships for others' tests; it shares no code with what it is
+compared with. pytest puts this folder on the path (it holds a conftest.py), so tests say
+``from oracles import ...``.
 """
-
-import math
 
 import torch
 from torch import Tensor, nn
 
+from cvattn.testing import slow_attention as loop_attention
 
-def loop_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    attn_mask: Tensor | None = None,
-    attn_bias: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(output, weights), one score at a time. Differentiable; for sizes of a few tokens."""
-    batch, heads, length, width = query.shape
-    key_length = key.shape[2]
-    scale = 1.0 / math.sqrt(width) if scale is None else scale
-    zero = query.new_zeros(())
-    rows, outputs = [], []
-    for b in range(batch):
-        for h in range(heads):
-            for i in range(length):
-                powers = {}
-                for j in range(key_length):
-                    if is_causal and j > i + key_length - length:
-                        continue
-                    if attn_mask is not None and not pick(attn_mask, b, h, i, j):
-                        continue
-                    score = torch.dot(query[b, h, i], key[b, h, j]) * scale
-                    if attn_bias is not None:
-                        score = score + pick(attn_bias, b, h, i, j)
-                    powers[j] = score.exp()
-                total = sum(powers.values()) if powers else 1.0
-                row = torch.stack([powers.get(j, zero) / total for j in range(key_length)])
-                rows.append(row)
-                terms = [row[j] * value[b, h, j] for j in powers]
-                outputs.append(sum(terms) if terms else value.new_zeros(value.shape[-1]))
-    shape = (batch, heads, length)
-    return torch.stack(outputs).unflatten(0, shape), torch.stack(rows).unflatten(0, shape)
-
-
-def pick(term: Tensor, b: int, h: int, i: int, j: int) -> Tensor:
-    """The entry of a mask or bias, (L, S) or (B, heads, L, S), for one score; size 1 = shared."""
-    index = (b, h, i, j)[-term.ndim :]
-    return term[tuple(k if size > 1 else 0 for k, size in zip(index, term.shape, strict=True))]
+__all__ = ["assert_hides", "assert_near", "fill", "loop_attention", "scalar"]
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float, what: str = "") -> None:

@@ -18,6 +18,9 @@ PUBLIC = {
     "cvattn.blocks": "SelfAttention2d",
     "cvattn.models": "SAGANClassifier Transformer VisionTransformer",
     "cvattn.maps": "AttentionMaps attention_entropy attention_modules capture_attention",
+    "cvattn.testing": "AttentionCheckError Report check_attention slow_attention",
+    "cvattn.cost": "AttentionCost count_macs count_parameters explain_attention predict_peak "
+    "training_pflop",
     "cvattn.cli": "main",
     "cvattn.checkpoint": "CheckpointError load read save",
     "cvattn.core.masks": "causal_mask combine_masks from_additive from_torch_masks from_zero_one "

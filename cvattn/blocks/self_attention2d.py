@@ -107,14 +107,16 @@ class SelfAttention2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         height, width = x.shape[-2:]
-        q, k = self._query_key(x)
-        v = self._tokens(self._pool(self.value(x)))
+        # Channels last is the layout of tokens, and 1x1 convolutions are faster in it on CPUs.
+        tokens = x.contiguous(memory_format=torch.channels_last)
+        q, k = self._query_key(tokens)
+        v = self._tokens(self._pool(self.value(tokens)))
         attended = attention(q, k, v, scale=1.0)
         # Back to a map: (B, heads, N, d) -> (B, heads * d, H, W), channels last in memory.
         attended = attended.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
         if self.proj is not None:
             attended = self.proj(attended)
-        return x + (self.gamma * attended).to(x.dtype)
+        return torch.addcmul(x, self.gamma[:, None, None], attended).to(x.dtype)
 
     def attention_weights(self, x: Tensor, *, rows: Sequence[int] | Tensor | None = None) -> Tensor:
         """Where positions look: (B, heads, rows, keys), rows = y * W + x; None = all of them.

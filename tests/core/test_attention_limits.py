@@ -70,6 +70,14 @@ def test_refused_rows(rows, message):
         attention_weights(torch.randn(Q), torch.randn(K), rows=rows)
 
 
+def test_weights_that_cannot_fit_are_refused_before_they_are_allocated():
+    """A 2896 x 2896 map: 8.4 million queries, 512 TiB of weights; chosen rows are no problem."""
+    query, key = (torch.randn(1, 1, 1).expand(1, 1, 2896**2, 1) for _ in range(2))
+    with pytest.raises(MemoryError, match=r"8386816 queries and 8386816 keys.*GiB.*rows="):
+        attention_weights(query, key)
+    assert attention_weights(query, key, rows=[5]).shape == (1, 1, 1, 2896**2)
+
+
 PEAK = """
 import torch
 from cvattn.core import attention

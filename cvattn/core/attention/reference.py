@@ -16,6 +16,10 @@ from torch import Tensor
 
 from cvattn.core.attention.hidden import add_mark, shield
 from cvattn.core.attention.inputs import check_inputs, check_terms, merge_allowed, take_rows
+from cvattn.core.memory import check_fits
+
+# Smaller allocations are not worth the look at what is free.
+_GUARDED_BYTES = 2**30
 
 
 def attention_weights(
@@ -44,6 +48,7 @@ def attention_weights(
 
     Raises:
         ValueError, TypeError: shapes or dtypes that do not fit; rows out of range.
+        MemoryError: the weights cannot fit into the memory that is free.
     """
     check_inputs(query, key)
     check_terms(query, key, attn_mask, attn_bias)
@@ -87,8 +92,9 @@ def _weights(
     query: Tensor, key: Tensor, allowed: Tensor | None, bias: Tensor | None, scale: float | None
 ) -> Tensor:
     """The formula."""
+    _check_size(query, key)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = (query * scale) @ key.mT
+    scores = (query if scale == 1.0 else query * scale) @ key.mT
     if bias is not None:
         scores = scores + bias
     if allowed is None:
@@ -98,6 +104,22 @@ def _weights(
     empty = ~allowed.any(-1, keepdim=True)
     scores = scores.masked_fill(~allowed, float("-inf")).masked_fill(empty, 0.0)
     return scores.softmax(-1).masked_fill(empty, 0.0)
+
+
+def _check_size(query: Tensor, key: Tensor) -> None:
+    """MemoryError before an allocation that cannot fit: some systems kill the process instead."""
+    if torch.compiler.is_compiling() or query.is_meta:
+        return
+    scores = query.shape[:3].numel() * key.shape[2]
+    size = 2 * scores * query.element_size()  # the scores and the weights
+    if size >= _GUARDED_BYTES:
+        check_fits(
+            size,
+            query.device,
+            f"All attention weights of {query.shape[2]} queries and {key.shape[2]} keys",
+            "Ask for some rows (rows=[...]), fewer samples or a smaller map. The output alone, by "
+            "cvattn.core.attention, needs memory linear in the tokens.",
+        )
 
 
 def _check_rows(rows: Sequence[int] | Tensor, length: int, device: torch.device) -> Tensor:

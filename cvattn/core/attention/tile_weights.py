@@ -33,7 +33,7 @@ class TileWeights:
             if bad_rows.any() or bad_keys.any():
                 self.bad_rows, self.bad_keys = bad_rows[..., None], bad_keys[:, None]
                 q, k, v = (x.nan_to_num(0.0, 0.0, 0.0) for x in (q, k, v))
-        self.queries, self.keys, self.values = q * scale, k, v
+        self.queries, self.keys, self.values = q if scale == 1.0 else q * scale, k, v
         # Contiguous along the keys: the first product is half as fast otherwise.
         self.keys_t = k.mT.contiguous()
         shape = (q.shape[0], terms.length, terms.key_length)

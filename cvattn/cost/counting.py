@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates and parameters."""
+"""Multiply-accumulates and parameters of a module."""
 
 import copy
 

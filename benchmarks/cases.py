@@ -1,0 +1,172 @@
+"""What is measured: one entry a case, with the figures it is held to. Imports no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+FORWARD, BOTH = "forward", "forward+backward"
+OURS = "ours"
+LAYOUTS = ("", " channels_last")
+COMMON = tuple(f"common{layout}" for layout in LAYOUTS)
+SDPA = tuple(f"SDPA{layout}" for layout in LAYOUTS)
+TIMM, MHA, MHA_WEIGHTS = "timm", "nn.MHA", "nn.MHA weights"
+ROW = "ours with class row"
+# The upper end of the 95 % interval may lie this much above the figure.
+ALLOWANCE = 0.03
+# The common block's forward and backward hold about this many N x N matrices at their peak.
+STORED_MATRICES = 3.5
+# Rounds of a case that says nothing else. Nine is the least with an interval inside the range.
+FEWEST, MOST = 9, 31
+
+
+@dataclass(frozen=True)
+class Case:
+    """One table row of the benchmark.
+
+    Attributes:
+        name: unique; what ``--only`` looks at.
+        kind: ``map`` (common form), ``pooled`` (released form), ``tokens`` or ``class_row``.
+        shape: (B, C, H, W) of a map, (B, N, D) of tokens.
+        methods: what runs side by side; the first is the subject, the others its alternatives.
+        rivals: the alternatives among which the fastest is "the best"; () = all of them.
+        time_targets: highest ratio subject : alternative, by method; ``best`` = the fastest rival.
+        memory_target: highest ratio of peaks, subject : common block.
+        total_target: highest VmHWM of the subject's process, in MiB.
+        rounds: this many and no more (for cases that no ratio is read from); None = by time.
+    """
+
+    name: str
+    kind: Literal["map", "pooled", "tokens", "class_row"]
+    dtype: str
+    shape: tuple[int, ...]
+    passes: str
+    methods: tuple[str, ...]
+    heads: int = 1
+    rivals: tuple[str, ...] = ()
+    time_targets: Mapping[str, float] = field(default_factory=dict)
+    memory_target: float | None = None
+    total_target: float | None = None
+    rounds: int | None = None
+
+    @property
+    def subject(self) -> str:
+        return self.methods[0]
+
+    @property
+    def tokens(self) -> int:
+        return self.shape[1] if len(self.shape) == 3 else self.shape[2] * self.shape[3]
+
+    def stored_bytes(self, method: str) -> float:
+        """About what a method that stores N x N matrices holds at its peak; 0 for the others."""
+        if not method.startswith(("common", "SDPA")):
+            return 0.0
+        keys = self.tokens / 4 if self.kind == "pooled" else self.tokens
+        size = 2 if self.dtype == "bfloat16" else 4
+        return STORED_MATRICES * self.shape[0] * self.tokens * keys * size
+
+
+def _map_case(
+    shape: tuple[int, int, int, int],
+    dtype: str,
+    passes: str,
+    *,
+    time: float,
+    memory: float,
+    pooled: bool = False,
+    prefix: str = "",
+) -> Case:
+    kind = "pooled" if pooled else "map"
+    return Case(
+        name=f"{prefix}{kind}-{shape[2]}x{shape[3]}-{dtype}-{passes}",
+        kind=kind,
+        dtype=dtype,
+        shape=shape,
+        passes=passes,
+        # Ours is judged on contiguous input alone; the others on whichever layout suits them.
+        methods=(OURS, f"{OURS} channels_last", *COMMON, *SDPA),
+        rivals=(*COMMON, *SDPA),
+        time_targets={"best": time},
+        memory_target=memory,
+    )
+
+
+def _token_case(
+    shape: tuple[int, int, int], heads: int, dtype: str, *, prefix: str = "", loose: bool = False
+) -> Case:
+    return Case(
+        name=f"{prefix}tokens-{shape[1]}-{dtype}",
+        kind="tokens",
+        dtype=dtype,
+        shape=shape,
+        passes=BOTH,
+        methods=(OURS, TIMM, MHA, MHA_WEIGHTS),
+        heads=heads,
+        time_targets={} if loose else {TIMM: 1.02, MHA_WEIGHTS: 0.7},
+    )
+
+
+def _row_case(
+    shape: tuple[int, int, int], heads: int, dtype: str, *, prefix: str = "", loose: bool = False
+) -> Case:
+    return Case(
+        name=f"{prefix}class_row-{shape[1]}-{dtype}",
+        kind="class_row",
+        dtype=dtype,
+        shape=shape,
+        passes=BOTH,
+        methods=(ROW, OURS),
+        heads=heads,
+        time_targets={} if loose else {OURS: 1.05},
+        rounds=3 if loose else None,
+    )
+
+
+def _scan_case(side: int) -> Case:
+    return Case(
+        name=f"scan-map-{side}x{side}-float32",
+        kind="map",
+        dtype="float32",
+        shape=(1, 64, side, side),
+        passes=BOTH,
+        methods=(OURS, COMMON[0], SDPA[0]),
+        # The last one is also a row of the table: it has to run, in less than 1 GiB in total.
+        total_target=1024.0 if side == 256 else None,
+        rounds=3,
+    )
+
+
+_LARGE, _SMALL = (2, 128, 100, 100), ((32, 128, 32, 32), (64, 128, 16, 16), (128, 256, 8, 8))
+_DTYPES = ("float32", "bfloat16")
+
+CASES: tuple[Case, ...] = (
+    _map_case(_LARGE, "float32", BOTH, time=0.72, memory=1 / 12),
+    _map_case(_LARGE, "float32", FORWARD, time=0.62, memory=1 / 18),
+    _map_case(_LARGE, "bfloat16", BOTH, time=0.65, memory=1 / 10),
+    _map_case(_LARGE, "bfloat16", FORWARD, time=0.55, memory=1 / 12),
+    *(_map_case(s, d, BOTH, time=1.02, memory=1.0) for s in _SMALL for d in _DTYPES),
+    _map_case((8, 256, 64, 64), "float32", BOTH, time=0.85, memory=1 / 6, pooled=True),
+    *(_token_case((256, 65, 192), 3, d) for d in _DTYPES),
+    *(_token_case((8, 1025, 384), 6, d) for d in _DTYPES),
+    *(_row_case((256, 65, 192), 3, d) for d in _DTYPES),
+    *(_row_case((8, 1025, 384), 6, d) for d in _DTYPES),
+    *(_row_case((2, n, 384), 6, "float32", prefix="scan-", loose=True) for n in (257, 1025, 4097)),
+    *(_scan_case(side) for side in (32, 64, 100, 128, 192, 256)),
+)
+
+# To see that everything works, in about a minute; no figure is read from these.
+QUICK_CASES: tuple[Case, ...] = (
+    _map_case((2, 16, 13, 17), "float32", BOTH, time=9.9, memory=9.9, prefix="quick-"),
+    _map_case(
+        (2, 16, 12, 18), "bfloat16", BOTH, time=9.9, memory=9.9, pooled=True, prefix="quick-"
+    ),
+    _token_case((3, 17, 24), 2, "float32", prefix="quick-", loose=True),
+    _row_case((3, 17, 24), 2, "float32", prefix="quick-", loose=True),
+)
+
+
+def find_case(name: str) -> Case:
+    """The case of that exact name; raises KeyError with the names there are."""
+    for case in CASES + QUICK_CASES:
+        if case.name == name:
+            return case
+    raise KeyError(f"{name!r} is no case; there are: {', '.join(c.name for c in CASES)}")

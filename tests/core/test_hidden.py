@@ -1,0 +1,47 @@
+"""NaN and infinity reach the queries that may attend to them, and no others, on every route."""
+
+import math
+
+import pytest
+import torch
+from oracles import assert_near, scalar
+
+from cvattn.core import attention
+from cvattn.core.attention import Route, attend
+
+LENGTH = 5
+
+
+@pytest.mark.parametrize("said", ["mask", "bias", "causal"])
+@pytest.mark.parametrize("size", [5, 7])
+@pytest.mark.parametrize(
+    ("route", "value_width"), [("fused", 3), ("padded", 11), ("direct", 11), ("tiled", 11)]
+)
+def test_not_finite_is_seen_by_those_who_may_alone(route, value_width, size, said, monkeypatch):
+    monkeypatch.setattr(attend, "choose_route", lambda call: Route(route, "forced", {}))
+    mask = torch.ones(LENGTH, size, dtype=torch.bool)
+    mask[:, 2], mask[1, 2] = False, True
+    bias = torch.zeros(LENGTH, size, dtype=torch.float64).masked_fill(~mask, -math.inf)
+    # Only this row may attend to this key.
+    terms, row, hidden = {
+        "mask": ({"attn_mask": mask}, 1, 2),
+        "bias": ({"attn_bias": bias}, 1, 2),
+        "causal": ({"is_causal": True}, LENGTH - 1, size - 1),
+    }[said]
+    others = [i for i in range(LENGTH) if i != row]
+    shapes = [(LENGTH, 3), (size, 3), (size, value_width)]
+    inputs = [torch.randn(2, 3, *s, dtype=torch.float64).requires_grad_() for s in shapes]
+    wanted = attention(*inputs, **terms)[:, :, others]
+    wanted_grads = torch.autograd.grad(scalar(wanted), inputs)
+    for which, token in enumerate((row, hidden, hidden)):
+        for bad in (math.nan, math.inf):
+            spoiled = [x.detach().clone() for x in inputs]
+            spoiled[which][1, 2, token, 0] = bad
+            spoiled = [x.requires_grad_() for x in spoiled]
+            output = attention(*spoiled, **terms)
+            assert output[1, 2, row].isnan().all()
+            found = output[:, :, others]
+            assert_near(found, wanted, 1e-10)
+            grads = torch.autograd.grad(scalar(found), spoiled)
+            for got, want in zip(grads, wanted_grads, strict=True):
+                assert_near(got, want, 1e-10, "gradient")

@@ -114,9 +114,12 @@ class SelfAttention2d(nn.Module):
         attended = attention(q, k, v, scale=1.0)
         # Back to a map: (B, heads, N, d) -> (B, heads * d, H, W), channels last in memory.
         attended = attended.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
-        if self.proj is not None:
-            attended = self.proj(attended)
-        return torch.addcmul(x, self.gamma[:, None, None], attended).to(x.dtype)
+        if self.proj is None:
+            return torch.addcmul(x, self.gamma, attended).to(x.dtype)
+        # gamma * (W a + b) as (gamma W) a + gamma b: the projected map need not be kept.
+        weight, bias = self.gamma * self.proj.weight, self.proj.bias
+        projected = F.conv2d(attended, weight, None if bias is None else self.gamma * bias)
+        return (x + projected).to(x.dtype)
 
     def attention_weights(self, x: Tensor, *, rows: Sequence[int] | Tensor | None = None) -> Tensor:
         """Where positions look: (B, heads, rows, keys), rows = y * W + x; None = all of them.

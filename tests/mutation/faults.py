@@ -1,0 +1,313 @@
+"""Faults that people make in attention code, each as a change of one place in ours.
+
+A fault must be silent: tests that it breaks fail in a comparison, not in a crash.
+"""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """A change and the tests that must see it.
+
+    Attributes:
+        name: what is wrong.
+        file: inside ``cvattn/``.
+        old: text that occurs once in the file; new: what takes its place.
+        tests: node ids inside ``tests/``.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+ATTENTION = "core/test_attention.py::"
+LOOP_TILED = ATTENTION + "test_equals_the_loop_forward_and_gradients[tiled-3-11-5-7]"
+LOOP_DIRECT = ATTENTION + "test_equals_the_loop_forward_and_gradients[direct-3-11-5-7]"
+MASK = ATTENTION + "test_trap_02_mask_bool_and_causal_together"
+EMPTY = ATTENTION + "test_trap_01_nothing_to_attend_to_is_zero"
+TILES = "core/test_tiled.py::"
+TILES_LOOP = TILES + "test_equals_the_loop_forward_and_gradients"
+HIDDEN = "core/test_hidden.py::test_not_finite_is_seen_by_those_who_may_alone"
+HEADS = "core/test_multi_head.py::test_trap_13_one_big_projection_equals_one_per_head"
+BLOCK = "blocks/test_self_attention2d.py::"
+BLOCK_LOOP = BLOCK + "test_equals_a_loop_over_positions[odd-small-map route]"
+
+FAULTS = (
+    # Heads and scale
+    Fault(
+        "scale by embed_dim instead of head_dim",
+        "core/multi_head.py",
+        "heads = attention(q, k, v, ",
+        "heads = attention(q, k, v, scale=self.embed_dim**-0.5, ",
+        (HEADS,),
+    ),
+    Fault(
+        "key and value swapped",
+        "core/multi_head.py",
+        "return q, self._split(k), self._split(v), terms",
+        "return q, self._split(v), self._split(k), terms",
+        (HEADS,),
+    ),
+    Fault(
+        "heads not transposed",
+        "core/multi_head.py",
+        "return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)",
+        "return x.reshape(x.shape[0], self.num_heads, x.shape[1], -1)",
+        (HEADS,),
+    ),
+    Fault(
+        "dropout in eval",
+        "core/multi_head.py",
+        "dropout_p=self.dropout if self.training else 0.0",
+        "dropout_p=self.dropout",
+        ("core/test_multi_head.py::test_trap_08_dropout_is_for_training_alone",),
+    ),
+    # Masks
+    Fault(
+        "mask ignored",
+        "core/attention/inputs.py",
+        "allowed = take_rows(attn_mask, length, rows)",
+        "allowed = None",
+        (MASK,),
+    ),
+    Fault(
+        "mask ignored by the tiles",
+        "core/attention/tiles.py",
+        "allowed = self._part(self.attn_mask, tile)",
+        "allowed = None",
+        (MASK,),
+    ),
+    Fault(
+        "mask inverted",
+        "core/attention/reference.py",
+        'scores.masked_fill(~allowed, float("-inf"))',
+        'scores.masked_fill(allowed, float("-inf"))',
+        (MASK,),
+    ),
+    Fault(
+        "torch's masks not inverted",
+        "core/masks.py",
+        "combine_masks(allowed, ~mask)",
+        "combine_masks(allowed, mask)",
+        ("core/test_masks.py::test_from_torch_masks_against_the_module",),
+    ),
+    Fault(
+        "samples see each other's masks",
+        "core/masks.py",
+        "mask.unflatten(0, (-1, num_heads))",
+        "mask.unflatten(0, (num_heads, -1)).transpose(0, 1)",
+        ("core/test_masks.py::test_trap_09_masks_of_samples_stay_apart",),
+    ),
+    Fault(
+        "samples see each other's masks in the tiles",
+        "core/attention/tiles.py",
+        "[one // self.heads % term.shape[0], one % self.heads % term.shape[1]]",
+        "[one % self.heads % term.shape[0], one // self.heads % term.shape[1]]",
+        (TILES_LOOP,),
+    ),
+    Fault(
+        "causal off by one",
+        "core/attention/inputs.py",
+        "return keys <= rows",
+        "return keys < rows",
+        (ATTENTION + "test_trap_08_causal_is_aligned_to_the_bottom_right",),
+    ),
+    Fault(
+        "empty rows not zeroed",
+        "core/attention/reference.py",
+        "scores.softmax(-1).masked_fill(empty, 0.0)",
+        "scores.softmax(-1)",
+        (EMPTY,),
+    ),
+    Fault(
+        "empty rows not zeroed by the tiles",
+        "core/attention/tile_weights.py",
+        "scores.masked_fill_(~allowed.any(-1, keepdim=True), 0.0)",
+        "pass",
+        (EMPTY,),
+    ),
+    Fault(
+        "NaN under a mask leaks",
+        "core/attention/hidden.py",
+        "return x.nan_to_num(0.0, 0.0, 0.0)",
+        "return x",
+        (HIDDEN,),
+    ),
+    Fault(
+        "NaN under a mask leaks from the tiles",
+        "core/attention/tile_weights.py",
+        "(x.nan_to_num(0.0, 0.0, 0.0) for x in (q, k, v))",
+        "(q, k, v)",
+        (HIDDEN,),
+    ),
+    Fault(
+        "NaN that is seen vanishes",
+        "core/attention/hidden.py",
+        "return result if mark is None else result + mark.to(result.dtype)",
+        "return result",
+        (HIDDEN,),
+    ),
+    # The formula
+    Fault(
+        "softmax over queries",
+        "core/attention/reference.py",
+        "        return scores.softmax(-1)\n",
+        "        return scores.softmax(-2)\n",
+        (LOOP_DIRECT,),
+    ),
+    Fault(
+        "softmax over queries in the tiles",
+        "core/attention/tile_weights.py",
+        "torch.softmax(scores, -1, out=scores)",
+        "torch.softmax(scores, -2, out=scores)",
+        (LOOP_TILED,),
+    ),
+    # Tiles
+    Fault(
+        "row sums missing from the tiles' gradient",
+        "core/attention/tiled.py",
+        "d_scores -= delta[samples, rows]",
+        "pass",
+        (LOOP_TILED,),
+    ),
+    Fault(
+        "scale missing from the gradient of the query",
+        "core/attention/tiled.py",
+        "d_query *= scale",
+        "pass",
+        (LOOP_TILED,),
+    ),
+    Fault(
+        "rows of the last tile skipped",
+        "core/attention/tiles.py",
+        "in range(0, length, step)",
+        "in range(0, length - step + 1, step)",
+        (TILES_LOOP,),
+    ),
+    Fault(
+        "last tile begins inside the one before",
+        "core/attention/tiles.py",
+        "slice(row, last)",
+        "slice(max(0, last - step), last)",
+        (TILES_LOOP,),
+    ),
+    Fault(
+        "causal tiles have one key too few",
+        "core/attention/tiles.py",
+        "last + key_length - length",
+        "last + key_length - length - 1",
+        (LOOP_TILED,),
+    ),
+    Fault(
+        "dropout drawn anew in the backward pass",
+        "core/attention/tile_weights.py",
+        "self.seed + tile.samples.start",
+        "int(torch.randint(2**62, (1,))) + tile.samples.start",
+        (TILES + "test_dropout_is_the_same_in_both_passes",),
+    ),
+    Fault(
+        "all tiles drop the same weights",
+        "core/attention/tile_weights.py",
+        "self.seed + tile.samples.start * self.terms.length + tile.rows.start",
+        "self.seed",
+        (TILES + "test_dropout_differs_between_rows_and_samples",),
+    ),
+    Fault(
+        "gradient of the bias lands in the first rows",
+        "core/attention/tiles.py",
+        "part = part[tile.rows]",
+        "part = part[: tile.shape[1]]",
+        (TILES_LOOP,),
+    ),
+    Fault(
+        "second derivative without the mask",
+        "core/attention/tiled_second.py",
+        "attn_mask=None if allowed is None else allowed[:, None]",
+        "attn_mask=None",
+        (TILES + "test_second_derivative_equals_the_loop",),
+    ),
+    # The block
+    Fault(
+        "H and W swapped",
+        "blocks/self_attention2d.py",
+        ".unflatten(2, (height, width))",
+        ".unflatten(2, (width, height)).mT",
+        (BLOCK_LOOP,),
+    ),
+    Fault(
+        "gamma dropped",
+        "blocks/self_attention2d.py",
+        "torch.addcmul(x, self.gamma, attended)",
+        "torch.add(x, attended)",
+        (BLOCK_LOOP,),
+    ),
+    Fault(
+        "residual dropped",
+        "blocks/self_attention2d.py",
+        "torch.addcmul(x, ",
+        "torch.addcmul(torch.zeros_like(x), ",
+        (BLOCK_LOOP,),
+    ),
+    Fault(
+        "pooled keys without pooled values",
+        "blocks/self_attention2d.py",
+        "self._pool(self.value(",
+        "(lambda v: v[..., :: self.kv_pool, :: self.kv_pool])(self.value(",
+        (BLOCK + "test_equals_a_loop_over_positions[pooled, odd-small-map route]",),
+    ),
+    # Positions, layers, data
+    Fault(
+        "learned positions not added",
+        "core/positions.py",
+        "return x + self.table",
+        "return x",
+        ("models/test_vit.py::test_tokens_are_patches_row_by_row_with_their_position",),
+    ),
+    Fault(
+        "sinusoidal positions not added",
+        "core/positions.py",
+        "return x + positions",
+        "return x",
+        ("models/test_seq2seq.py::test_source_and_its_order_matter",),
+    ),
+    Fault(
+        "rows and columns of positions swapped",
+        "core/positions.py",
+        "torch.cat([rows, columns], dim=-1)",
+        "torch.cat([columns, rows], dim=-1)",
+        ("core/test_positions.py::test_sincos_2d",),
+    ),
+    Fault(
+        "residual of the encoder dropped",
+        "core/encoder.py",
+        "x = x + self.branch1(",
+        "x = self.branch1(",
+        ("core/test_encoder.py::test_layer_scale_and_drop_path_stand_before_the_sum",),
+    ),
+    Fault(
+        "layers sharing init",
+        "core/encoder.py",
+        "        self.norm = (\n",
+        "        for layer in self.layers:\n"
+        "            layer.load_state_dict(self.layers[0].state_dict())\n"
+        "        self.norm = (\n",
+        ("core/test_encoder.py::test_layers_are_not_clones",),
+    ),
+    Fault(
+        "validation equal to test",
+        "data/cifar10.py",
+        'ImageSet(both["train"].images[val], labels[val])',
+        'both["test"]',
+        ("data/test_cifar10.py::test_every_form_gives_the_same_images[folder]",),
+    ),
+    Fault(
+        "validation images train as well",
+        "data/split.py",
+        "return (~chosen).nonzero().squeeze(1), ",
+        "return torch.arange(count), ",
+        ("data/test_split.py::test_parts_are_disjoint_and_in_proportion",),
+    ),
+)

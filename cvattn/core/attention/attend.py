@@ -92,9 +92,9 @@ def _fused(
 ) -> Tensor:
     """``F.scaled_dot_product_attention`` with our meaning of masks, in layouts that run fused."""
     # torch's causal flag is aligned to the top left and refuses company, so it serves one case.
-    plain_causal = (
-        is_causal and attn_mask is None and attn_bias is None and call.length == call.key_length
-    )
+    plain_causal = False
+    if is_causal and attn_mask is None and attn_bias is None and call.length == call.key_length:
+        plain_causal = True  # not the condition itself, which is symbolic where sizes are open
     allowed = None if plain_causal else merge_allowed(query, key, attn_mask, attn_bias, is_causal)
     term: Tensor | None = allowed
     if attn_bias is not None:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cvattn.harness.decisions import register_resolvers
 from cvattn.harness.errors import ConfigError, did_you_mean
-from cvattn.harness.resume import resume_arguments
+from cvattn.harness.resume import resume_arguments, saved_choices
 
 # Hydra's own flags, which it answers without running anything.
 _INFORM = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
@@ -43,6 +43,11 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
     conf = Path(conf).absolute()
     multirun = bool({"-m", "--multirun"} & set(arguments))
     overrides = [_parse(text) for text in arguments if not text.startswith("-")]
+    if not multirun:
+        # The keys that exist are those of the run that is continued, not of the defaults.
+        added = _choices_of_the_run(overrides, conf)
+        arguments += added
+        overrides += [_parse(text) for text in added]
     for override in overrides:
         if override.is_sweep_override() and not multirun:
             raise ConfigError(
@@ -62,6 +67,19 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
             raise ConfigError("ckpt_path= continues one run; it cannot be part of a multirun")
         arguments += resume_arguments(str(cfg.ckpt_path))
     return arguments
+
+
+def _choices_of_the_run(overrides: Sequence[Override], conf: Path) -> list[str]:
+    """``group=choice`` as the checkpoint has them, where the command line names none itself."""
+    named = {override.key_or_group: override for override in overrides}
+    path = named["ckpt_path"].value() if "ckpt_path" in named else None
+    if path is None or named["ckpt_path"].is_sweep_override():
+        return []
+    return [
+        f"{group}={choice}"
+        for group, choice in saved_choices(str(path)).items()
+        if group not in named and choice is not None and (conf / group / f"{choice}.yaml").is_file()
+    ]
 
 
 def compose_checked(overrides: Sequence[Override], conf: Path) -> DictConfig:

@@ -17,6 +17,11 @@ def resume_arguments(path: str) -> list[str]:
     return [f"hydra.run.dir='{run_folder(path)}'"]
 
 
+def saved_choices(path: str) -> dict[str, Any]:
+    """The groups' choices of the run that wrote this checkpoint: ``{"model": "vit", ...}``."""
+    return dict(_entry(path)["meta"]["choices"])
+
+
 def run_folder(path: str) -> Path:
     """The folder of the run that wrote this checkpoint: the parent of ``checkpoints/``."""
     folder = Path(path).absolute().parent

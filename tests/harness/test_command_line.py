@@ -65,6 +65,23 @@ def test_continuing_writes_into_the_same_folder(tmp_path):
     assert checked == [*arguments, f"hydra.run.dir='{tmp_path / 'my run'}'"]
 
 
+def test_keys_beside_ckpt_path_are_those_of_the_continued_run(tmp_path):
+    """model.embed_dim is the ViT's alone, and the run was one: model=vit need not be said again."""
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    meta = {"source_config": {}, "choices": {"model": "vit", "data": "digits", "hydra": "x"}}
+    checkpoint.save(path, SAGANClassifier(5, widths=(1, 1, 1, 1)), args={}, meta=meta)
+    arguments = [f"ckpt_path={path}", "model.embed_dim=64"]
+    checked = check_command_line(arguments, CONF)
+    assert checked == [*arguments, "model=vit", "data=digits", f"hydra.run.dir='{path.parents[1]}'"]
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'model\.embed_dims'; did you mean model\.embed_dim"
+    ):
+        check_command_line([arguments[0], "model.embed_dims=64"], CONF)
+    with pytest.raises(ConfigError, match=r"model\.embed_dim"):
+        check_command_line([*arguments, "model=sagan"], CONF)
+
+
 def test_a_network_for_use_cannot_be_trained_on(tmp_path):
     path = tmp_path / "net.ckpt"
     checkpoint.save(path, SAGANClassifier(5, widths=(1, 1, 1, 1)), args={}, meta={})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cvattn.core.attention.plan import compute_dtype
-from cvattn.core.attention.tiled import workspace_bytes
+from cvattn.core.attention.tiles import tile_scores, tile_size
 
 
 def _convolution(x: Tensor, weight: Tensor, *_: Any) -> int:
@@ -31,13 +31,11 @@ def _fused_backward(grad: Tensor, *_: Any) -> int:
 
 
 def _tiled(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
-    """A tile, the scaled queries, the transposed keys, and what must be copied or cast."""
+    """A tile; of the samples in it the scaled queries, the transposed keys, and casts."""
     dtype = compute_dtype(query.device, query.dtype)
-    prepared = sum(_copied(x, dtype) for x in (key, value))
-    prepared += query.numel() * dtype.itemsize
-    prepared += 0 if key.mT.is_contiguous() else key.numel() * dtype.itemsize
-    output = query.shape[:3].numel() * value.shape[-1] * dtype.itemsize
-    return _tile(query, key, backward=False) + prepared + (output if dtype != query.dtype else 0)
+    held = query.numel() + key.numel() + (value.numel() if dtype != query.dtype else 0)
+    flattened = sum(_flattened(x) for x in (query, key, value))
+    return flattened + _of_a_group(query, key, held * dtype.itemsize, backward=False)
 
 
 def _tiled_backward(
@@ -45,13 +43,20 @@ def _tiled_backward(
 ) -> int:
     dtype = compute_dtype(query.device, query.dtype)
     exact = torch.promote_types(dtype, torch.float32)
-    prepared = sum(_copied(x, dtype) for x in (key, value, grad, output))
-    prepared += query.numel() * dtype.itemsize
-    prepared += 0 if key.mT.is_contiguous() else key.numel() * dtype.itemsize
-    gradients = query.numel() * dtype.itemsize if dtype != query.dtype else 0
-    if exact != query.dtype:
-        gradients += (key.numel() + value.numel()) * exact.itemsize
-    return _tile(query, key, backward=True) + prepared + gradients
+    cast = value.numel() + grad.numel() + output.numel() if dtype != query.dtype else 0
+    held = (query.numel() + key.numel() + cast) * dtype.itemsize
+    held += (key.numel() + value.numel()) * exact.itemsize
+    flattened = sum(_flattened(x) for x in (grad, query, key, value, output))
+    return flattened + _of_a_group(query, key, held, backward=True)
+
+
+def _of_a_group(query: Tensor, key: Tensor, held: int, *, backward: bool) -> int:
+    """The share of ``held`` of the samples that are worked on at once, and their tiles."""
+    samples, length, key_length = query.shape[0] * query.shape[1], query.shape[2], key.shape[2]
+    dtype = compute_dtype(query.device, query.dtype)
+    group, _ = tile_size(samples, length, key_length)
+    tile = tile_scores(samples, length, key_length) * dtype.itemsize
+    return held * group // max(1, samples) + tile * (2 if backward else 1)
 
 
 # Operator -> bytes from its arguments.
@@ -64,15 +69,9 @@ WORKSPACE: dict[str, Callable[..., int]] = {
 }
 
 
-def _tile(query: Tensor, key: Tensor, *, backward: bool) -> int:
-    samples = query.shape[0] * query.shape[1]
-    dtype = compute_dtype(query.device, query.dtype)
-    return workspace_bytes(samples, query.shape[2], key.shape[2], dtype, backward=backward)
-
-
-def _copied(tensor: Tensor, dtype: torch.dtype) -> int:
+def _flattened(tensor: Tensor) -> int:
     """Bytes of the tensor with batch and heads in one dimension, unless that is a view of it."""
-    flat = tensor.flatten(0, 1).to(dtype)
+    flat = tensor.flatten(0, 1)
     return 0 if flat.untyped_storage() is tensor.untyped_storage() else _size(flat)
 
 

@@ -148,7 +148,7 @@ SLOW = {
         "SelfAttention2d(128)",
         "bfloat16",
         SMALL_MAP,
-        "96,128,16,16",
+        "112,128,16,16",
         "training",
     ),
     "released form": (

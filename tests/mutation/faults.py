@@ -169,15 +169,15 @@ FAULTS = (
     Fault(
         "row sums missing from the tiles' gradient",
         "core/attention/tiled.py",
-        "d_scores -= delta[samples, rows]",
+        "slope -= delta[:, rows]",
         "pass",
         (LOOP_TILED,),
     ),
     Fault(
         "scale missing from the gradient of the query",
         "core/attention/tiled.py",
-        "d_query *= scale",
-        "pass",
+        "group.keys[:, keys]).mul_(scale)",
+        "group.keys[:, keys])",
         (LOOP_TILED,),
     ),
     Fault(
@@ -211,7 +211,7 @@ FAULTS = (
     Fault(
         "all tiles drop the same weights",
         "core/attention/tile_weights.py",
-        "self.seed + tile.samples.start * self.terms.length + tile.rows.start",
+        "self.seed + tile.samples.start * self.length + tile.rows.start",
         "self.seed",
         (TILES + "test_dropout_differs_between_rows_and_samples",),
     ),

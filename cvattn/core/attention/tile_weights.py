@@ -1,5 +1,8 @@
 """The weights of one tile at a time, computed the same way in the forward and backward pass."""
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
 import torch
 from torch import Tensor
 
@@ -8,22 +11,25 @@ from cvattn.core.attention.tiles import Terms, Tile, tile_scores, tiles
 
 
 class TileWeights:
-    """The inputs of a call in the layout and dtype of the products, and its tiles of weights."""
+    """Some samples of a call in the layout and dtype of the products, and their tiles of weights.
+
+    Attributes:
+        samples: which ones, of batch and heads flattened.
+        tiles: their tiles.
+        queries, keys, values: (samples, tokens, width), the queries scaled.
+    """
 
     def __init__(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        samples: slice,
+        own_tiles: Sequence[Tile],
+        flat: Sequence[Tensor],
         terms: Terms,
         scale: float,
-        dropout_p: float,
-        seed: Tensor | None,
+        buffer: Tensor,
     ) -> None:
-        self.dtype = compute_dtype(query.device, query.dtype)
-        q, k, v = (x.flatten(0, 1).to(self.dtype) for x in (query, key, value))
-        self.terms, self.dropout_p = terms, dropout_p
-        self.seed = None if seed is None else int(seed)
+        self.samples, self.tiles, self.terms, self.buffer = samples, own_tiles, terms, buffer
+        q, k, v = (x[samples].to(buffer.dtype) for x in flat)
         self.bad_rows: Tensor | None = None
         self.bad_keys: Tensor | None = None
         if not terms.empty:
@@ -35,15 +41,12 @@ class TileWeights:
                 q, k, v = (x.nan_to_num(0.0, 0.0, 0.0) for x in (q, k, v))
         self.queries, self.keys, self.values = q if scale == 1.0 else q * scale, k, v
         # Contiguous along the keys: the first product is half as fast otherwise.
-        self.keys_t = k.mT.contiguous()
-        shape = (q.shape[0], terms.length, terms.key_length)
-        self.tiles = list(tiles(*shape, is_causal=terms.is_causal))
-        self.buffer = q.new_empty(tile_scores(*shape))
+        self._keys_t = k.mT.contiguous()
 
     def weights(self, tile: Tile) -> Tensor:
         """softmax of the tile's scores, (samples, rows, keys), valid until the next call."""
         scores = tile_view(self.buffer, tile)
-        torch.bmm(self.queries[tile.samples, tile.rows], self._keys_t(tile), out=scores)
+        torch.bmm(self.queries[:, tile.rows], self._keys_t[..., tile.keys], out=scores)
         bias = self.terms.bias(tile)
         if bias is not None:
             scores += bias
@@ -56,27 +59,43 @@ class TileWeights:
             scores.masked_fill_(~allowed.any(-1, keepdim=True), 0.0)
         return scores
 
-    def sees_bad(self, tile: Tile) -> Tensor:
-        """Rows that may attend to something that is not finite, (samples, rows, 1)."""
-        assert self.bad_rows is not None
-        assert self.bad_keys is not None
+    def sees_bad(self, tile: Tile) -> Tensor | None:
+        """Rows that may attend to something that is not finite, (samples, rows, 1); None = none."""
+        if self.bad_rows is None or self.bad_keys is None:
+            return None
         allowed = self.terms.allowed(tile, self.queries.device)
-        bad = self.bad_rows[tile.samples, tile.rows] | self.bad_keys[tile.samples, :, tile.keys]
+        bad = self.bad_rows[:, tile.rows] | self.bad_keys[..., tile.keys]
         bad = bad if allowed is None else bad & allowed
         return bad.any(-1, keepdim=True)
 
-    def kept(self, tile: Tile) -> Tensor | None:
-        """What dropout multiplies the tile's weights with; the same in each pass."""
+
+def tile_weights(
+    query: Tensor, key: Tensor, value: Tensor, terms: Terms, scale: float
+) -> Iterator[TileWeights]:
+    """All samples, as many at once as share a tile: what is copied and cast is theirs alone."""
+    flat = [x.flatten(0, 1) for x in (query, key, value)]
+    sizes = (flat[0].shape[0], terms.length, terms.key_length)
+    buffer = query.new_empty(tile_scores(*sizes), dtype=compute_dtype(query.device, query.dtype))
+    every = tiles(*sizes, is_causal=terms.is_causal)
+    for samples, own in groupby(every, key=lambda tile: tile.samples):
+        yield TileWeights(samples, list(own), flat, terms, scale, buffer)
+
+
+class TileDropout:
+    """What dropout multiplies the weights of a tile with: the same in the forward and backward."""
+
+    def __init__(self, dropout_p: float, seed: Tensor | None, terms: Terms) -> None:
+        self.dropout_p, self.length = dropout_p, terms.length
+        self.seed = None if seed is None else int(seed)
+
+    def kept(self, tile: Tile, weights: Tensor) -> Tensor | None:
+        """0, or 1 / (1 - p), for each weight; None = no dropout."""
         if self.seed is None:
             return None
-        generator = torch.Generator(self.queries.device)
-        generator.manual_seed(self.seed + tile.samples.start * self.terms.length + tile.rows.start)
-        shape = tile.shape
-        drawn = torch.rand(shape, generator=generator, device=self.queries.device)
-        return (drawn >= self.dropout_p).to(self.dtype).div_(1.0 - self.dropout_p)
-
-    def _keys_t(self, tile: Tile) -> Tensor:
-        return self.keys_t[tile.samples, :, tile.keys]
+        generator = torch.Generator(weights.device)
+        generator.manual_seed(self.seed + tile.samples.start * self.length + tile.rows.start)
+        drawn = torch.rand(tile.shape, generator=generator, device=weights.device)
+        return (drawn >= self.dropout_p).to(weights.dtype).div_(1.0 - self.dropout_p)
 
 
 def tile_view(buffer: Tensor, tile: Tile) -> Tensor:

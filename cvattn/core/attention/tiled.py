@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from cvattn.core.attention.hidden import add_mark
-from cvattn.core.attention.tile_weights import TileWeights, tile_view
+from cvattn.core.attention.tile_weights import TileDropout, tile_view, tile_weights
 from cvattn.core.attention.tiled_second import second_backward
-from cvattn.core.attention.tiles import Terms, tile_scores, zeros_of_bias
+from cvattn.core.attention.tiles import Terms, zeros_of_bias
 
 
 def tiled_attention(
@@ -37,13 +37,6 @@ def tiled_attention(
     )
     hides = attn_mask is not None or attn_bias is not None or is_causal
     return add_mark(output, mark if hides else None)
-
-
-def workspace_bytes(
-    samples: int, length: int, key_length: int, dtype: torch.dtype, *, backward: bool
-) -> int:
-    """What the operators hold beside their inputs and outputs, in bytes, for the largest tile."""
-    return tile_scores(samples, length, key_length) * dtype.itemsize * (2 if backward else 1)
 
 
 # Not torch.library.custom_op: it loads torch's compiler, which takes seconds, when first called.
@@ -76,22 +69,22 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """The output, and what to add to its rows: 0, or NaN where what they see is not finite."""
     terms = Terms.of(query, key, attn_mask, attn_bias, is_causal)
+    dropout = TileDropout(dropout_p, seed, terms)
+    output = query.new_empty(*query.shape[:3], value.shape[-1])
+    mark = query.new_zeros(*query.shape[:3], 1, dtype=torch.float32)
+    outputs, marks = output.flatten(0, 1), mark.flatten(0, 1)
     with torch.autocast(query.device.type, enabled=False):
-        work = TileWeights(query, key, value, terms, scale, dropout_p, seed)
-        shape = (work.values.shape[0], terms.length, value.shape[-1])
-        output = query.new_empty(shape, dtype=work.dtype)
-        mark = query.new_zeros((*shape[:2], 1), dtype=torch.float32)
-        for tile in work.tiles:
-            weights, kept = work.weights(tile), work.kept(tile)
-            if kept is not None:
-                weights *= kept
-            values = work.values[tile.samples, tile.keys]
-            torch.bmm(weights, values, out=output[tile.samples, tile.rows])
-            if work.bad_rows is not None:
-                bad = work.sees_bad(tile)
-                mark[tile.samples, tile.rows].masked_fill_(bad, float("nan"))
-    split = query.shape[:2]
-    return output.unflatten(0, split).to(query.dtype), mark.unflatten(0, split)
+        for group in tile_weights(query, key, value, terms, scale):
+            for tile in group.tiles:
+                weights = group.weights(tile)
+                kept = dropout.kept(tile, weights)
+                if kept is not None:
+                    weights *= kept
+                _product(outputs[tile.samples, tile.rows], weights, group.values[:, tile.keys])
+                bad = group.sees_bad(tile)
+                if bad is not None:
+                    marks[tile.samples, tile.rows].masked_fill_(bad, float("nan"))
+    return output, mark
 
 
 @torch.library.impl("cvattn::tiled_attention_backward", "default")
@@ -111,41 +104,52 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of query, key, value and bias (empty unless asked for)."""
     terms = Terms.of(query, key, attn_mask, attn_bias, is_causal)
+    dropout = TileDropout(dropout_p, seed, terms)
+    d_query, d_key, d_value = (x.new_empty(x.shape) for x in (query, key, value))
+    d_queries, d_keys, d_values = (x.flatten(0, 1) for x in (d_query, d_key, d_value))
+    d_bias = zeros_of_bias(attn_bias if bias_grad else None)
+    grads, outputs = grad.flatten(0, 1), output.flatten(0, 1)
     with torch.autocast(query.device.type, enabled=False):
-        work = TileWeights(query, key, value, terms, scale, dropout_p, seed)
-        grad, output = (x.flatten(0, 1).to(work.dtype) for x in (grad, output))
-        slope = work.buffer.new_empty(work.buffer.shape)
-        # The row sums that the derivative of the softmax subtracts: sum_j P_ij dP_ij = dO_i . O_i.
-        delta = (grad * output).sum(-1, keepdim=True)
-        d_query = torch.empty_like(work.queries)
-        # Sums over many tiles, so not in half precision.
-        exact = torch.promote_types(work.dtype, torch.float32)
-        d_key, d_value = (torch.zeros_like(x, dtype=exact) for x in (work.keys, work.values))
-        d_bias = zeros_of_bias(attn_bias if bias_grad else None, exact)
-        for tile in work.tiles:
-            samples, rows, keys = tile
-            weights, kept = work.weights(tile), work.kept(tile)
-            row_grad = grad[samples, rows]
-            d_scores = tile_view(slope, tile)
-            torch.bmm(row_grad, work.values[samples, keys].mT, out=d_scores)
-            if kept is not None:
-                d_scores *= kept
-            d_scores -= delta[samples, rows]
-            d_scores *= weights
-            if kept is not None:
-                weights *= kept
-            _add_product(d_value[samples, keys], weights.mT, row_grad)
-            torch.bmm(d_scores, work.keys[samples, keys], out=d_query[samples, rows])
-            _add_product(d_key[samples, keys], d_scores.mT, work.queries[samples, rows])
-            if bias_grad:
-                terms.add_bias_grad(d_bias, d_scores, tile)
-    d_query *= scale
-    q, k, v = (
-        total.unflatten(0, query.shape[:2]).to(query.dtype) for total in (d_query, d_key, d_value)
-    )
+        for group in tile_weights(query, key, value, terms, scale):
+            d_scores = torch.empty_like(group.buffer)
+            d_out, out = (x[group.samples].to(group.buffer.dtype) for x in (grads, outputs))
+            # Row sums that the softmax's derivative subtracts: sum_j P_ij dP_ij = dO_i . O_i.
+            delta = (d_out * out).sum(-1, keepdim=True)
+            # Sums over many tiles, so not in half precision.
+            sum_key, sum_value = (_zeros(x) for x in (group.keys, group.values))
+            for tile in group.tiles:
+                samples, rows, keys = tile
+                weights = group.weights(tile)
+                kept = dropout.kept(tile, weights)
+                slope = tile_view(d_scores, tile)
+                torch.bmm(d_out[:, rows], group.values[:, keys].mT, out=slope)
+                if kept is not None:
+                    slope *= kept
+                slope -= delta[:, rows]
+                slope *= weights
+                if kept is not None:
+                    weights *= kept
+                _add_product(sum_value[:, keys], weights.mT, d_out[:, rows])
+                _add_product(sum_key[:, keys], slope.mT, group.queries[:, rows])
+                d_queries[samples, rows] = torch.bmm(slope, group.keys[:, keys]).mul_(scale)
+                if bias_grad:
+                    terms.add_bias_grad(d_bias, slope, tile)
+            d_keys[group.samples], d_values[group.samples] = sum_key, sum_value
     if attn_bias is not None and bias_grad:
         d_bias = d_bias.view(attn_bias.shape).to(attn_bias.dtype)
-    return q, k, v, d_bias
+    return d_query, d_key, d_value, d_bias
+
+
+def _zeros(x: Tensor) -> Tensor:
+    return torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _product(target: Tensor, left: Tensor, right: Tensor) -> None:
+    """target = left @ right, without a copy between where the dtype is the same."""
+    if target.dtype == left.dtype:
+        torch.bmm(left, right, out=target)
+    else:
+        target.copy_(torch.bmm(left, right))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -165,7 +169,7 @@ def _(query, key, value, attn_mask, attn_bias, is_causal, scale, dropout_p, seed
 @torch.library.register_fake("cvattn::tiled_attention_backward")
 def _(grad, query, key, value, output, attn_mask, attn_bias, is_causal, scale, p, seed, bias_grad):
     bias = attn_bias if bias_grad else query.new_empty(0)
-    return tuple(torch.empty_like(x) for x in (query, key, value, bias))
+    return tuple(x.new_empty(x.shape) for x in (query, key, value, bias))
 
 
 def _keep_for_backward(ctx, inputs, output) -> None:

@@ -28,7 +28,7 @@ def second_backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
     # Sums over many tiles, so not in half precision.
     exact = torch.promote_types(query.dtype, torch.float32)
     totals = [torch.zeros_like(x, dtype=exact) for x in inputs]
-    total_bias = zeros_of_bias(attn_bias if ctx.bias_grad else None, exact)
+    total_bias = zeros_of_bias(attn_bias if ctx.bias_grad else None)
     sizes = (inputs[0].shape[0], terms.length, terms.key_length)
     for tile in tiles(*sizes, is_causal=ctx.is_causal):
         samples, rows, keys = tile

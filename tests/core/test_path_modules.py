@@ -10,7 +10,7 @@ from oracles import assert_near, loop_attention, scalar
 
 from cvattn.blocks import SelfAttention2d
 from cvattn.core import MultiHeadAttention, attention
-from cvattn.core.attention import Route, attend, plan, tiles
+from cvattn.core.attention import Route, attend, plan, record_routes, tiles
 
 ROUTES = ("fused", "padded", "tiled", "direct")
 
@@ -146,15 +146,21 @@ def compiled_call(*tensors):
     return attention(query, key, value, is_causal=mask is None, **terms)
 
 
-@pytest.mark.parametrize("bound", [0, plan.SCORES_BOUND])
-@pytest.mark.parametrize("widths", [(4, 4), (3, 5)])
-@pytest.mark.parametrize("said", ["causal", "mask and bias"])
-def test_compiled_with_open_sizes(bound, widths, said, monkeypatch):
-    """Three sizes through one compiled function, forward and gradients: 24 cases."""
+@pytest.mark.parametrize(
+    ("bound", "widths", "said", "route"),
+    [
+        (plan.SCORES_BOUND, (4, 4), "causal", "fused"),
+        (plan.SCORES_BOUND, (4, 4), "mask and bias", "fused"),
+        (plan.SCORES_BOUND, (3, 5), "causal", "direct"),
+        (0, (3, 5), "mask and bias", "tiled"),
+    ],
+)
+def test_compiled_with_open_sizes(bound, widths, said, route, monkeypatch):
+    """Five sizes through one compiled function, forward and gradients: 20 cases."""
     monkeypatch.setattr(plan, "SCORES_BOUND", bound)
     torch._dynamo.reset()
     compiled = torch.compile(compiled_call, backend="aot_eager", fullgraph=True, dynamic=True)
-    for batch, length, size in ((2, 5, 7), (3, 7, 7), (4, 11, 6)):
+    for batch, length, size in ((2, 5, 7), (3, 7, 7), (4, 11, 6), (2, 9, 9), (5, 6, 13)):
         shapes = [(length, widths[0]), (size, widths[0]), (size, widths[1])]
         inputs = [torch.randn(batch, 3, *s, requires_grad=True) for s in shapes]
         mask = bias = None
@@ -166,7 +172,9 @@ def test_compiled_with_open_sizes(bound, widths, said, monkeypatch):
             mask[0, :, 1] = False
         results = []
         for call in (compiled, compiled_call):
-            output = call(*inputs, mask, bias)
+            with record_routes() as routes:
+                output = call(*inputs, mask, bias)
             results.append([output, *torch.autograd.grad(scalar(output), inputs)])
+        assert [chosen.name for _, chosen in routes] == [route]
         for got, want in zip(*results, strict=True):
             assert_near(got, want, 1e-5)

@@ -44,9 +44,8 @@ def draw(rows: list[Row], path: Path) -> bool:
 
 
 def _panel(panel: Axes, scan: list[Row], column: str, factor: float) -> None:
-    """One line a method with its name at the end, and a dashed one to where it could not run."""
+    """One line a method, and a dashed one to where it could not run."""
     panel.set(xscale="log", yscale="log", xlabel="positions N = H x W")
-    ends: dict[str, tuple[float, float]] = {}
     for method, colour in COLOURS.items():
         points = sorted(
             (_SCAN[row["case"]].tokens, float(row[column]) * factor)
@@ -59,23 +58,23 @@ def _panel(panel: Axes, scan: list[Row], column: str, factor: float) -> None:
         panel.plot(
             *zip(*points, strict=True),
             "o-",
+            label=LABELS[method],
             color=colour,
             lw=2,
             ms=4 + 2 * (method != OURS),
             zorder=3 if method == OURS else 2,
             mfc=colour if method != SDPA[0] else "white",
         )
-        ends[method] = points[-1]
         if column == "peak_mib" and method == COMMON[0]:
             _mark_unrun(panel, scan, points[-1], colour)
     sizes = sorted({_SCAN[row["case"]].tokens for row in scan})
-    panel.set_xlim(sizes[0] / 1.3, sizes[-1] * 2.5)  # room for our name
+    panel.set_xlim(sizes[0] / 1.3, sizes[-1] * 1.3)
     panel.xaxis.set_major_locator(FixedLocator(sizes))
     panel.xaxis.set_major_formatter(FixedFormatter([f"{size / 1000:.0f}k" for size in sizes]))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
-    _label_ends(panel, ends)
+    panel.legend(frameon=False, loc="upper left", fontsize=9)
 
 
 def _mark_unrun(panel: Axes, scan: list[Row], last: tuple[float, float], colour: str) -> None:
@@ -98,20 +97,4 @@ def _mark_unrun(panel: Axes, scan: list[Row], last: tuple[float, float], colour:
             ha="right",
             va="center",
             fontsize=8,
-        )
-
-
-def _label_ends(panel: Axes, ends: dict[str, tuple[float, float]]) -> None:
-    """Our name right of our last point; the others' above theirs, to the left, where nothing is."""
-    others = sorted((end for method, end in ends.items() if method != OURS), key=lambda end: end[1])
-    for method, end in ends.items():
-        above = 6 + 12 * sum(other[1] < end[1] for other in others)
-        panel.annotate(
-            LABELS[method],
-            end if method == OURS else others[-1],
-            xytext=(8, -3) if method == OURS else (-8, above),
-            textcoords="offset points",
-            ha="left" if method == OURS else "right",
-            color=COLOURS[method],
-            fontsize=9,
         )

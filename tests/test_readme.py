@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 def test_the_examples_run_and_the_block_changes_nothing_at_first():
     names: dict = {}
     blocks = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(block, names)
     assert list(names["maps"]) == ["layer3.1"]

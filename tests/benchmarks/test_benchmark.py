@@ -163,6 +163,7 @@ def test_what_cannot_fit_is_not_run() -> None:
     assert machine.too_large(huge, "ours") == ""
 
 
+@pytest.mark.slow
 def test_command_measures_and_continues(tmp_path: Path) -> None:
     output = tmp_path / "small.csv"
     command = [

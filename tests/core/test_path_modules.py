@@ -149,9 +149,9 @@ def compiled_call(*tensors):
 @pytest.mark.parametrize(
     ("bound", "widths", "said", "route"),
     [
-        (plan.SCORES_BOUND, (4, 4), "causal", "fused"),
+        pytest.param(plan.SCORES_BOUND, (4, 4), "causal", "fused", marks=pytest.mark.slow),
         (plan.SCORES_BOUND, (4, 4), "mask and bias", "fused"),
-        (plan.SCORES_BOUND, (3, 5), "causal", "direct"),
+        pytest.param(plan.SCORES_BOUND, (3, 5), "causal", "direct", marks=pytest.mark.slow),
         (0, (3, 5), "mask and bias", "tiled"),
     ],
 )

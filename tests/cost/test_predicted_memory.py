@@ -125,6 +125,8 @@ def test_several_inputs_and_outputs():
 SMALL_MAP, MAP = "1,128,9,7", "2,128,101,97"
 FAST = {
     "block, float32, training": ("SelfAttention2d(128)", "float32", SMALL_MAP, MAP, "training"),
+}
+SLOW = {
     "block, bfloat16, training": ("SelfAttention2d(128)", "bfloat16", SMALL_MAP, MAP, "training"),
     "ViT, training": (
         "VisionTransformer(10, num_layers=2)",
@@ -140,8 +142,6 @@ FAST = {
         "11,1025,384",
         "forward",
     ),
-}
-SLOW = {
     "block, many maps": ("SelfAttention2d(128)", "float32", SMALL_MAP, "32,128,31,33", "training"),
     "block, small maps": ("SelfAttention2d(128)", "float32", SMALL_MAP, "96,128,16,16", "training"),
     "block, small maps, half": (

@@ -22,6 +22,9 @@ class SelfAttention2d(nn.Module):
     C >= 1 works (q and k keep at least 1 channel), and large maps never store the (H*W) x (H*W)
     matrix. :meth:`biggan` is the form of the released SAGAN and BigGAN code.
 
+    The output projection runs through its weights, multiplied with gamma: forward hooks on ``proj``
+    are not called.
+
     Args:
         in_channels: C.
         qk_channels: channels of q and k; None = max(1, C // 8).

@@ -17,6 +17,7 @@ from cvattn.cost import (
     explain_attention,
     predict_peak,
 )
+from cvattn.cost.memory import can_trace
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WHOLE = {"int64": torch.int64, "bool": torch.bool}
@@ -36,10 +37,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         costs = explain_attention(module, *inputs, device=args.device, training=args.training)
         macs = count_macs(module, *inputs)
-        traced = args.device == "cpu" or torch.cuda.is_available()
         peak = (
             predict_peak(module, *inputs, training=args.training, device=args.device)
-            if traced
+            if can_trace(args.device)
             else None
         )
     except (TypeError, ValueError, RuntimeError, LookupError) as error:

@@ -62,9 +62,9 @@ class Route(NamedTuple):
     refused: dict[RouteName, str]
 
 
-# Fixed texts: a number in them would be formatted in each call, and compilers cannot.
-_FEW = "the scores are at most 16 MiB and fit the caches"
-_MANY = "the scores are more than the 16 MiB that may be stored"
+# Fixed texts: sizes in them would be formatted in each call, and compilers cannot.
+_FEW = f"the scores are at most {SCORES_BOUND >> 20} MiB and fit the caches"
+_MANY = f"the scores are more than the {SCORES_BOUND >> 20} MiB that may be stored"
 _BUILT = "a mask with an entry for each score would have to be built"
 _EMULATED = "this CPU emulates half-precision products: float32 tiles are faster"
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cvattn.core.attention.inputs import causal_rows
 
-# Scores in one tile: 4 MiB in float32, about what the caches of two cores hold. Half and twice of
-# it are slower at 100 x 100 positions.
+# Scores in one tile: 4 MiB in float32, about what the caches of two cores hold. Half of it
+# is slower at 100 x 100 positions, twice no faster.
 TILE = 2**20
 # Products with fewer rows are slow, so a tile of very many keys may be larger.
 LEAST_ROWS = 16

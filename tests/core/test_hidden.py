@@ -45,3 +45,14 @@ def test_not_finite_is_seen_by_those_who_may_alone(route, value_width, size, sai
             grads = torch.autograd.grad(scalar(found), spoiled)
             for got, want in zip(grads, wanted_grads, strict=True):
                 assert_near(got, want, 1e-10, "gradient")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 15, 16, 17, 33])
+def test_nothing_but_nan_is_nan(size, dtype):
+    """torch's CPU kernel gives 0 for few keys: a model that has diverged would look alive."""
+    query, key = (torch.randn(2, 3, n, 4, dtype=dtype) for n in (LENGTH, size))
+    gone = torch.full_like(key, math.nan)
+    assert attention(query, gone, key).isnan().all()
+    assert attention(query, key, gone).isnan().all()
+    assert attention(query * math.nan, key, key).isnan().all()

@@ -114,8 +114,11 @@ def both(function, tensors):
     leaves = [x.detach().clone(memory_format=torch.preserve_format) for x in tensors]
     leaves = [x.requires_grad_() for x in leaves]
     output = function(leaves)
-    slope = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
-    return [output, *torch.autograd.grad(output, leaves, slope)]
+    return [output, *torch.autograd.grad(output, leaves, slope_of(output))]
+
+
+def slope_of(output):
+    return torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)
 
 
 def apart(found, expected):
@@ -144,7 +147,9 @@ def check(call, on_route, dtype):
     exact = [x.double() for x in tensors]
     rounded = call.bias if call.bias is None else call.bias.to(dtype).double()
     expected = both(lambda leaves: formula(call._replace(bias=rounded), leaves), exact)
-    largest = max(x.abs().max().item() for x in (*exact, *expected))
+    # Each way back subtracts such products from each other: they bound what is lost.
+    products = slope_of(expected[0]) @ exact[2].mT
+    largest = max(x.abs().max().item() for x in (*exact, *expected, products))
     if dtype == torch.float32:
         eps = torch.finfo(dtype).eps
         terms = call.terms | ({} if call.bias is None else {"attn_bias": call.bias.to(dtype)})
@@ -173,6 +178,8 @@ def check_not_finite(call, on_route, data):
     sees = torch.zeros(call.allowed.shape[:3], dtype=torch.bool)
     sees[b, h] = call.allowed[b, h, :, j]
     for route in ROUTES:
+        if size == 1 and route in ("fused", "padded"):
+            continue  # the plan sends one NaN alone elsewhere: test_nothing_but_nan_is_nan
         clean = on_route(route, call.tensors, call.terms)
         found = on_route(route, spoilt, call.terms)
         assert torch.equal(found[~sees], clean[~sees]), route

@@ -24,6 +24,8 @@ CPU = [
     (call(10_000, 16, 128), True, "tiled"),
     (call(10_000, 64, 64), True, "fused"),
     (call(64, 64, 64), True, "fused"),
+    (call(16, 64, 64), True, "fused"),
+    (call(15, 64, 64), True, "direct"),
     (call(10_000, 64, 64, dropout=True), True, "tiled"),
     (call(100, 64, 64, dropout=True), True, "direct"),
     (call(10_000, 64, 64, bias_grad=True), True, "tiled"),
@@ -113,9 +115,9 @@ def test_the_record_names_what_ran():
     with record_routes() as outer:
         block(torch.randn(1, 16, 7, 5))
         with record_routes() as inner:
-            tokens(torch.randn(2, 5, 8))
-    tokens(torch.randn(2, 5, 8))
-    assert [(given.length, route.name) for given, route in outer] == [(35, "direct"), (5, "fused")]
+            tokens(torch.randn(2, 17, 8))
+    tokens(torch.randn(2, 17, 8))
+    assert [(given.length, route.name) for given, route in outer] == [(35, "direct"), (17, "fused")]
     assert inner == outer[1:]
 
 

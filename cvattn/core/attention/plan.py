@@ -12,6 +12,9 @@ from torch import Tensor
 SCORES_BOUND = 16 * 2**20
 # Half-precision tiles of fewer scores a sample than this do not repay the casts.
 LEAST_HALF_SCORES = 128 * 128
+# One vector of float32: with fewer keys torch's CPU kernel takes the row's maximum number by
+# number, skips NaN, and gives 0 for a row of nothing but NaN, as if all of it were hidden.
+LEAST_FUSED_KEYS = 16
 
 RouteName = Literal["fused", "padded", "tiled", "direct"]
 
@@ -153,6 +156,8 @@ def _on_cpu(call: AttentionCall) -> Route:
         )
     elif call.built_mask * call.dtype.itemsize > SCORES_BOUND:
         refused["fused"] = _BUILT
+    elif call.key_length < LEAST_FUSED_KEYS:
+        refused["fused"] = "for so few keys torch's CPU kernel turns rows of NaN into 0"
     else:
         return Route("fused", "torch's CPU kernel takes equal widths", refused)
     if size > SCORES_BOUND:

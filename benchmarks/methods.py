@@ -128,10 +128,7 @@ def _call(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _call_row(module: nn.Module, x: Tensor) -> Tensor:
-    output = module(x)
-    with torch.no_grad():
-        module.attention_weights(x, rows=[0])
-    return output
+    return module(x, need_weights=True, rows=[0])[0]
 
 
 def _call_torch(module: nn.Module, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvattn.core.attention import attention, attention_weights
+from cvattn.core.attention.inputs import check_rows_wanted
 
 
 class SelfAttention2d(nn.Module):
@@ -107,16 +108,40 @@ class SelfAttention2d(nn.Module):
             spectral_norm=spectral_norm,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        need_weights: bool = False,
+        rows: Sequence[int] | Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Add to each position what it gathers from all.
+
+        Args:
+            x: (B, C, H, W).
+            need_weights: return ``(output, weights)``, weights (B, heads, H*W, keys); the keys lie
+                on :meth:`key_grid`, row by row.
+            rows: with ``need_weights``, the positions y * W + x whose weights are wanted; None =
+                all. Memory is linear in the keys for each row.
+
+        Returns:
+            (B, C, H, W), or the pair. The output is the same, bit for bit, with and without
+            weights.
+        """
         self._check(x)
-        height, width = x.shape[-2:]
+        check_rows_wanted(need_weights, rows)
         # Channels last is the layout of tokens, and 1x1 convolutions are faster in it on CPUs.
         tokens = x.contiguous(memory_format=torch.channels_last)
-        q, k = self._query_key(tokens)
+        q = self._tokens(self.query(tokens))
+        k = self._tokens(self._pool(self.key(tokens)))
         v = self._tokens(self._pool(self.value(tokens)))
-        attended = attention(q, k, v, scale=1.0)
+        output = self._add(x, attention(q, k, v, scale=1.0))
+        return (output, attention_weights(q, k, scale=1.0, rows=rows)) if need_weights else output
+
+    def _add(self, x: Tensor, attended: Tensor) -> Tensor:
+        """``x + gamma * proj(attended)``, of attended (B, heads, H*W, d)."""
         # Back to a map: (B, heads, N, d) -> (B, heads * d, H, W), channels last in memory.
-        attended = attended.transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+        attended = attended.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[-2:])
         if self.proj is None:
             return torch.addcmul(x, self.gamma, attended).to(x.dtype)
         # gamma * (W a + b) as (gamma W) a + gamma b: the projected map need not be kept.
@@ -124,21 +149,9 @@ class SelfAttention2d(nn.Module):
         projected = F.conv2d(attended, weight, None if bias is None else self.gamma * bias)
         return (x + projected).to(x.dtype)
 
-    def attention_weights(self, x: Tensor, *, rows: Sequence[int] | Tensor | None = None) -> Tensor:
-        """Where positions look: (B, heads, rows, keys), rows = y * W + x; None = all of them.
-
-        Keys lie on :meth:`key_grid`, row by row.
-        """
-        self._check(x)
-        q, k = self._query_key(x)
-        return attention_weights(q, k, scale=1.0, rows=rows)
-
     def key_grid(self, height: int, width: int) -> tuple[int, int]:
         """(H, W) of the keys for a map of that size: smaller if keys are pooled."""
         return -(-height // self.kv_pool), -(-width // self.kv_pool)
-
-    def _query_key(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._tokens(self.query(x)), self._tokens(self._pool(self.key(x)))
 
     def _pool(self, x: Tensor) -> Tensor:
         return x if self.kv_pool == 1 else F.max_pool2d(x, self.kv_pool, ceil_mode=True)

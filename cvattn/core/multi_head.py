@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvattn.core.attention import attention, attention_weights
-from cvattn.core.attention.inputs import check_terms
+from cvattn.core.attention.inputs import check_rows_wanted, check_terms
 from cvattn.core.masks import causal_mask, combine_masks
 
 
@@ -82,6 +82,7 @@ class MultiHeadAttention(nn.Module):
         attn_bias: Tensor | None = None,
         is_causal: bool = False,
         need_weights: bool = False,
+        rows: Sequence[int] | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend from ``query`` to ``key`` and ``value``.
 
@@ -94,37 +95,20 @@ class MultiHeadAttention(nn.Module):
             is_causal: query i sees the keys up to i + (S - L).
             need_weights: return ``(output, weights)``, weights (B, heads, L, S), before dropout
                 (S is larger by one for each of add_bias_kv and add_zero_attn).
+            rows: with ``need_weights``, the queries whose weights are wanted, in 0..L-1 (a ViT's
+                class token: [0]); None = all. Memory is linear in S for each row.
 
         Returns:
             (B, L, embed_dim), or the pair. The output is the same, bit for bit, with and without
             weights.
         """
+        check_rows_wanted(need_weights, rows)
         q, k, v, terms = self._project(query, key, value, attn_mask, attn_bias, is_causal)
         heads = attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, **terms)
         output = self.out_proj(heads.transpose(1, 2).flatten(2))
         if not need_weights:
             return output
-        return output, attention_weights(q, k, **terms)
-
-    def attention_weights(
-        self,
-        query: Tensor,
-        key: Tensor | None = None,
-        value: Tensor | None = None,
-        *,
-        attn_mask: Tensor | None = None,
-        attn_bias: Tensor | None = None,
-        is_causal: bool = False,
-        need_weights: bool = False,
-        rows: Sequence[int] | Tensor | None = None,
-    ) -> Tensor:
-        """The weights alone, for all query rows or the chosen ones: (B, heads, rows, S).
-
-        Takes what :meth:`forward` takes, so that a hook can pass on what it saw.
-        """
-        del need_weights
-        q, k, _, terms = self._project(query, key, value, attn_mask, attn_bias, is_causal)
-        return attention_weights(q, k, rows=rows, **terms)
+        return output, attention_weights(q, k, rows=rows, **terms)
 
     def _project(
         self,

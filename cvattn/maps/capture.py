@@ -4,9 +4,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from cvattn.blocks import SelfAttention2d
 from cvattn.core import MultiHeadAttention
@@ -42,10 +44,10 @@ def capture_attention(
 ) -> Iterator[AttentionMaps]:
     """Collect the attention weights of the forward passes run inside the ``with`` block.
 
-    The main path runs as it always does and its output is the same, bit for bit: the weights are
-    computed after it from the inputs that each block was seen to receive, without gradients, and
-    only for the rows that were asked for. A compiled model runs uncompiled inside the block, since
-    compiled code calls no hooks.
+    Each block is asked for its weights beside its output, which stays the same, bit for bit; the
+    weights come from the queries and keys of that very pass, without gradients, and only for the
+    rows that were asked for. A compiled model runs uncompiled inside the block, since compiled code
+    calls no hooks.
 
     Args:
         model: any module that contains our attention blocks.
@@ -69,20 +71,7 @@ def capture_attention(
 
     maps = AttentionMaps()
 
-    def watch(name: str):
-        # After the block, not before it: the pass must be the first to use the weights. Spectral
-        # norm moves its vectors at each use in training, autocast keeps the first cast it makes.
-        @torch.no_grad()
-        def hook(module, args, kwargs, output):
-            with _standing_still(module):
-                maps[name] = module.attention_weights(*args, **kwargs, rows=rows)
-            if isinstance(module, SelfAttention2d):
-                maps.query_grid[name] = tuple(args[0].shape[-2:])
-                maps.key_grid[name] = module.key_grid(*args[0].shape[-2:])
-
-        return hook
-
-    handles = [found[name].register_forward_hook(watch(name), with_kwargs=True) for name in wanted]
+    handles = [handle for name in wanted for handle in _watch(found[name], name, maps, rows)]
     try:
         with _uncompiled():
             yield maps
@@ -91,16 +80,41 @@ def capture_attention(
             handle.remove()
 
 
-@contextmanager
-def _standing_still(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a second use of the weights; each submodule then gets its own mode back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+def _watch(
+    module: nn.Module, name: str, maps: AttentionMaps, rows: Sequence[int] | Tensor | None
+) -> list[RemovableHandle]:
+    """Hooks that ask a block for weights, keep them, and hand its caller what the caller wanted."""
+    wishes: list[tuple[bool, Any]] = []  # the caller's own need_weights and rows
+
+    def ask(module, args, kwargs):
+        wishes.append((kwargs.get("need_weights", False), kwargs.get("rows")))
+        # A caller with rows of its own is served from all of them.
+        chosen = None if wishes[-1][0] else rows
+        return args, {**kwargs, "need_weights": True, "rows": chosen}
+
+    def keep(module, args, kwargs, result):
+        output, weights = result
+        wanted, own_rows = wishes.pop()
+        if isinstance(module, SelfAttention2d):
+            maps.query_grid[name] = tuple(args[0].shape[-2:])
+            maps.key_grid[name] = module.key_grid(*args[0].shape[-2:])
+        if not wanted:
+            maps[name] = weights.detach()
+            return output
+        maps[name] = _take(weights, rows).detach()
+        return output, _take(weights, own_rows)
+
+    # Ours comes first behind the block, so that other hooks see the output that they know.
+    return [
+        module.register_forward_pre_hook(ask, with_kwargs=True),
+        module.register_forward_hook(keep, with_kwargs=True, prepend=True),
+    ]
+
+
+def _take(weights: Tensor, rows: Sequence[int] | Tensor | None) -> Tensor:
+    if rows is None:
+        return weights
+    return weights.index_select(2, torch.as_tensor(rows, device=weights.device))
 
 
 def _uncompiled() -> AbstractContextManager[object]:

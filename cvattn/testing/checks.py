@@ -83,8 +83,8 @@ def check_attention(
 
     Args:
         module: (B, C, H, W) -> (B, C, H, W) or (B, N, D) -> (B, N, D). It may give
-            ``(output, weights)``, weights (B, N, keys) or (B, heads, N, keys), or have
-            ``need_weights=`` or a method ``attention_weights(x)``.
+            ``(output, weights)``, weights (B, N, keys) or (B, heads, N, keys), always or with
+            ``need_weights=True``.
         example: an input; its shape (without the batch) and device are used, its values are not.
             Unequal H and W see more than equal ones. A few tokens are enough: memory grows with
             the square of their number.

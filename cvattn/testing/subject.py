@@ -129,11 +129,8 @@ class Subject:
         """The weights as the module gives them, or None where it gives none."""
         terms = {"need_weights": True} if "need_weights" in self.terms else {}
         result = self._run(x, self.module, terms)
-        if isinstance(result, (tuple, list)):
-            second = result[1] if len(result) > 1 else None
-            return second.detach() if isinstance(second, Tensor) and second.ndim > 2 else None
-        own = getattr(self.module, "attention_weights", None)
-        return own(x).detach() if self.call is None and callable(own) else None
+        second = result[1] if isinstance(result, (tuple, list)) and len(result) > 1 else None
+        return second.detach() if isinstance(second, Tensor) and second.ndim > 2 else None
 
     def _run(self, x: Tensor, module: nn.Module, terms: dict[str, Any]) -> Any:
         try:

@@ -124,7 +124,9 @@ def test_equals_a_loop_over_positions(options, size, bound, monkeypatch):
     want, weights = loop(block, x)
     got = block(x)
     assert_near(got, want, 1e-10)
-    assert_near(block.attention_weights(x), weights, 1e-10)
+    output, own_weights = block(x, need_weights=True)
+    assert torch.equal(output, got)
+    assert_near(own_weights, weights, 1e-10)
     want_grads = gradients(block, x, want, seen)
     assert_grads_near(gradients(block, x, got, seen), want_grads, 1e-10)
     if weights.shape[-1] > 1:
@@ -196,7 +198,7 @@ def test_biggan_equals_the_released_form(size):
     if even:
         assert_near(block(x), released_form(x, weights, block.gamma, ceil_mode=False), 1e-10)
     assert block.key_grid(*size) == (math.ceil(size[0] / 2), math.ceil(size[1] / 2))
-    assert block.attention_weights(x).shape[-1] == math.prod(block.key_grid(*size))
+    assert block(x, need_weights=True)[1].shape[-1] == math.prod(block.key_grid(*size))
 
 
 def test_biggan_weights_are_normalised_by_their_largest_singular_value():
@@ -236,10 +238,11 @@ def test_positions_have_no_order():
 def test_chosen_rows_are_rows_of_all():
     block = make(in_channels=7, kv_pool=2)
     x = torch.randn(2, 7, 5, 3, dtype=torch.float64)
-    everything = block.attention_weights(x)
+    everything = block(x, need_weights=True)[1]
     assert everything.shape == (2, 1, 15, 6)
     rows = [11, 0, 2]
-    assert_near(block.attention_weights(x, rows=rows), everything[:, :, rows], 1e-12)
+    chosen = block(x, need_weights=True, rows=rows)[1]
+    assert_near(chosen, everything[:, :, rows], 1e-12)
 
 
 @pytest.mark.parametrize("size", [(2, 3), (5, 3)])
@@ -292,6 +295,5 @@ def test_refused_options(options, message):
 def test_refused_inputs(shape):
     block = SelfAttention2d(7)
     text = str(shape).replace("(", r"\(").replace(")", r"\)")
-    for call in (block, block.attention_weights):
-        with pytest.raises(ValueError, match=rf"\(batch, 7, height, width\), got shape {text}"):
-            call(torch.zeros(shape))
+    with pytest.raises(ValueError, match=rf"\(batch, 7, height, width\), got shape {text}"):
+        block(torch.zeros(shape))

@@ -239,8 +239,8 @@ def test_attention_weights_of_rows(bias_kv, zero, causal):
     ):
         terms = {"attn_mask": mask, "attn_bias": torch.randn(LENGTH, SIZE), "is_causal": causal}
         _, full = module(x, memory, **terms, need_weights=True)
-        assert torch.equal(module.attention_weights(x, memory, **terms), full)
-        rows = module.attention_weights(x, memory, **terms, rows=[4, 1])
+        output, rows = module(x, memory, **terms, need_weights=True, rows=[4, 1])
+        assert torch.equal(output, module(x, memory, **terms))
         assert_near(rows, full[:, :, [4, 1]], 1e-6)
         hidden = torch.ones(BATCH, 1, LENGTH, SIZE, dtype=torch.bool)
         hidden = hidden if mask is None else hidden & mask

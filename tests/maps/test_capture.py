@@ -9,6 +9,7 @@ from oracles import assert_near
 from torch import Tensor, nn
 
 from cvattn.blocks import SelfAttention2d
+from cvattn.core import MultiHeadAttention
 from cvattn.maps import attention_entropy, attention_modules, capture_attention
 from cvattn.models import SAGANClassifier, Transformer, VisionTransformer
 
@@ -159,21 +160,12 @@ def test_looking_changes_nothing(build, draw, training, autocast):
     assert all(module.training == training for module in watched.modules())
 
 
-def test_a_frozen_part_stays_frozen():
-    model = sagan()
-    model.attention["stage1"].query.eval()
-    with capture_attention(model):
-        model(images())
-    frozen = [name for name, module in model.named_modules() if not module.training]
-    assert frozen == ["attention.stage1.query"]
-
-
 def test_spectral_norm_in_training_shows_the_weights_of_the_pass():
     block, x = SelfAttention2d.biggan(16).train(), 3 * torch.randn(2, 16, 5, 7)
     with capture_attention(block) as maps:
         block(x)
     block.eval()  # the vectors of that pass are still there
-    assert torch.equal(maps[""], block.attention_weights(x))
+    assert torch.equal(maps[""], block(x, need_weights=True)[1])
 
 
 def test_only_chosen_rows_and_layers():
@@ -185,6 +177,31 @@ def test_only_chosen_rows_and_layers():
     assert list(maps) == ["attention.stage2"]
     assert maps["attention.stage2"].shape == (2, 1, 3, 18)
     assert_near(maps["attention.stage2"], everything["attention.stage2"][:, :, [17, 0, 5]], 1e-6)
+
+
+@pytest.mark.parametrize("own", [None, [3, 1]])
+@pytest.mark.parametrize("block", [SelfAttention2d(16), MultiHeadAttention(12, 3)])
+def test_a_caller_that_wants_weights_gets_its_own(block, own):
+    x = torch.randn(2, 16, 3, 2) if isinstance(block, SelfAttention2d) else torch.randn(2, 6, 12)
+    output, weights = block(x, need_weights=True, rows=own)
+    seen = []
+    handle = block.register_forward_hook(lambda _, args, output: seen.append(output))
+    with capture_attention(block, rows=[5, 1]) as maps:
+        again, same = block(x, need_weights=True, rows=own)
+        plain = block(x)
+    handle.remove()
+    assert torch.equal(again, output)
+    assert torch.equal(plain, output)
+    assert torch.equal(seen[1], output)
+    assert_near(same, weights, 1e-6)
+    assert_near(maps[""], block(x, need_weights=True)[1][:, :, [5, 1]], 1e-6)
+
+
+def test_rows_of_weights_that_nobody_wants():
+    with pytest.raises(ValueError, match="pass need_weights=True"):
+        SelfAttention2d(3)(torch.randn(1, 3, 2, 2), rows=[0])
+    with pytest.raises(ValueError, match="pass need_weights=True"):
+        MultiHeadAttention(4, 2)(torch.randn(1, 3, 4), rows=[0])
 
 
 def test_a_compiled_model_is_seen_too():
@@ -213,7 +230,7 @@ def test_a_second_pass_replaces_the_first():
 def test_hooks_are_gone_afterwards_and_after_an_exception():
     model = sagan().eval()
     with capture_attention(model):
-        assert hooks(model) == 2
+        assert hooks(model) == 4
     assert hooks(model) == 0
     try:
         with capture_attention(model):

@@ -233,8 +233,8 @@ FAULTS = (
     Fault(
         "H and W swapped",
         "blocks/self_attention2d.py",
-        ".unflatten(2, (height, width))",
-        ".unflatten(2, (width, height)).mT",
+        ".unflatten(2, x.shape[-2:])",
+        ".unflatten(2, x.shape[:-3:-1]).mT",
         (BLOCK_LOOP,),
     ),
     Fault(

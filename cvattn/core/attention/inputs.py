@@ -73,6 +73,12 @@ def check_terms(
             )
 
 
+def check_rows_wanted(need_weights: bool, rows: object) -> None:
+    """Raise ValueError where rows of weights are chosen that nobody asked for."""
+    if rows is not None and not need_weights:
+        raise ValueError("rows= chooses rows of the weights: pass need_weights=True with it")
+
+
 def causal_rows(length: int, key_length: int, rows: Tensor) -> Tensor:
     """Rows of the bottom-right aligned causal mask: query i sees the keys up to i + (S - L)."""
     keys = torch.arange(key_length, device=rows.device)

@@ -45,10 +45,10 @@ class AttentionCall(NamedTuple):
     bias_grad: bool = False
     dropout: bool = False
 
-    @property
-    def scores(self) -> int:
-        """Number of scores, batch and heads included."""
-        return self.batch * self.heads * self.length * self.key_length
+
+def count_scores(call: AttentionCall) -> int:
+    """Number of scores, batch and heads included."""
+    return call.batch * call.heads * call.length * call.key_length
 
 
 class Route(NamedTuple):
@@ -106,7 +106,7 @@ def describe_call(
     autocast = not query.is_meta and torch.is_autocast_enabled(device)
     built = 0
     # An export takes torch's operators in any case, and its sizes must stay open.
-    if not torch.compiler.is_exporting():
+    if not _exporting():
         shapes = [tuple(term.shape) for term in (attn_mask, attn_bias) if term is not None]
         if is_causal and (shapes or query.shape[2] != key.shape[2]):
             shapes.append((query.shape[2], key.shape[2]))
@@ -132,15 +132,22 @@ def choose_route(call: AttentionCall) -> Route:
     """The route for a call. The thresholds were measured: ``benchmarks/NOTES.md``."""
     if call.device == "meta":
         return Route("direct", "shapes alone: nothing is stored, nothing to be padded", {})
-    if torch.compiler.is_exporting():
+    if _exporting():
         return _for_export(call)
     if call.device == "cpu":
         return _on_cpu(call)
     return _on_accelerator(call)
 
 
+# torch 2.10's compiler takes is_exporting() for True in every program. What is constant in one is
+# asked outside of it.
+@torch.compiler.assume_constant_result
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
 def _on_cpu(call: AttentionCall) -> Route:
-    size = call.scores * call.dtype.itemsize
+    size = count_scores(call) * call.dtype.itemsize
     half = call.dtype.itemsize == 2
     refused: dict[RouteName, str] = {}
     if call.head_dim != call.value_dim:
@@ -180,7 +187,7 @@ def _on_accelerator(call: AttentionCall) -> Route:
     else:
         refused["fused"] = "a width is not a multiple of 16 bytes"
         return Route("padded", "zero columns up to multiples of 16 bytes", refused)
-    if call.scores * call.dtype.itemsize > SCORES_BOUND:
+    if count_scores(call) * call.dtype.itemsize > SCORES_BOUND:
         return Route("tiled", _MANY, refused | {"direct": _MANY})
     return Route("direct", _FEW, refused | {"tiled": _FEW})
 
@@ -192,7 +199,7 @@ def _for_export(call: AttentionCall) -> Route:
     refused: dict[RouteName, str] = {"tiled": "an exported program has operators of torch alone"}
     if call.head_dim == call.value_dim:
         return Route("fused", "exported, one width", refused)
-    if statically_known_true(call.scores * call.dtype.itemsize <= SCORES_BOUND):
+    if statically_known_true(count_scores(call) * call.dtype.itemsize <= SCORES_BOUND):
         return Route("direct", "exported, few scores", refused)
     return Route("padded", "exported, many scores or sizes left open", refused)
 

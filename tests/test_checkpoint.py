@@ -22,7 +22,7 @@ SMALL = {
     "SAGANClassifier": {
         "num_classes": 3,
         "image_size": [24, 40],
-        "widths": [3, 5, 7, 11],
+        "widths": [5, 7, 11],
         "attention_after": ["stage1", "stage3"],
         "attention_form": "biggan",
     },

@@ -22,7 +22,7 @@ from cvattn.cli.common import CommandError, Parser, Trained, open_classifier, sh
 from cvattn.cli.data_choice import MODULES, choose_data
 from cvattn.cli.figures import draw_confusion, draw_reliability
 from cvattn.cli.measures import BINS, Measures, measure
-from cvattn.data import BatchLoader, DataInfo, ImageDataModule
+from cvattn.data import VIEWS, BatchLoader, DataInfo, ImageDataModule, views_of
 
 _MOST_ROWS = 50
 
@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     loader = _loader(data, trained, args.split)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        measures = measure(*_logits(trained, loader, device, errors))
+        measures = measure(*_logits(trained, loader, args.views, device, errors))
         _write(folder, measures, trained, data, args, device)
     except torch.OutOfMemoryError as error:
         raise CommandError(
@@ -50,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
         ) from error
     except OSError as error:
         raise CommandError(f"cannot write into {shown(folder)}: {error}") from error
-    _show(Console(highlight=False), measures, trained, info, args.split, folder)
+    _show(Console(highlight=False), measures, trained, info, _what(args), folder)
     return 0
 
 
@@ -90,7 +90,7 @@ def _loader(data: ImageDataModule, trained: Trained, split: str) -> BatchLoader:
 
 
 def _logits(
-    trained: Trained, loader: BatchLoader, device: str, errors: Console
+    trained: Trained, loader: BatchLoader, views: str, device: str, errors: Console
 ) -> tuple[Tensor, Tensor]:
     logits, labels = [], []
     batches = track(
@@ -103,7 +103,8 @@ def _logits(
     )
     with torch.inference_mode(), _full_precision(device):
         for images, truth in batches:
-            logits.append(trained.network(images.to(device)).float().cpu())
+            seen = views_of(images.to(device), views)
+            logits.append(sum(w * trained.network(view).float() for w, view in seen).cpu())
             labels.append(truth)
     found = torch.cat(logits)
     bad = int((~found.isfinite()).any(-1).sum())
@@ -135,6 +136,7 @@ def _write(
             "official_pixels": info.official_pixels,
             "fingerprint": info.fingerprint,
         },
+        "views": args.views,
         "classes": list(trained.outputs),
         **{k: v for k, v in dataclasses.asdict(measures).items() if k != "confusion"},  # in the CSV
         "device": device,
@@ -145,7 +147,9 @@ def _write(
             "torch": torch.__version__,
         },
     }
-    title = f"{content['network']} on {label(info)}, {args.split}: accuracy {measures.accuracy:.2%}"
+    title = (
+        f"{content['network']} on {label(info)}, {_what(args)}: accuracy {measures.accuracy:.2%}"
+    )
     draw_confusion(measures, trained.outputs, folder / "confusion.png", title=title)
     draw_reliability(measures, folder / "reliability.png", title=title)
     with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
@@ -157,16 +161,21 @@ def _write(
     (folder / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def _what(args) -> str:
+    """What the figures are of, in words."""
+    return args.split if args.views == "none" else f"{args.split}, views {args.views}"
+
+
 def _show(
     console: Console,
     measures: Measures,
     trained: Trained,
     info: DataInfo,
-    split: str,
+    what: str,
     folder: Path,
 ) -> None:
     kind = type(trained.network).__name__
-    table = Table(title=Text(f"{kind} on {label(info)}, {split}"), title_justify="left")
+    table = Table(title=Text(f"{kind} on {label(info)}, {what}"), title_justify="left")
     table.add_column("class")
     table.add_column("images", justify="right")
     table.add_column("accuracy", justify="right")
@@ -209,7 +218,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="cvattn evaluate",
         usage="cvattn evaluate CHECKPOINT [data=NAME] [data.KEY=VALUE ...] [--split test|val] "
-        "[-o FOLDER]",
+        "[--views none|flip|flip_shift] [-o FOLDER]",
         description="Accuracy for each class, confusion matrix and calibration, in float32. "
         "Without data=... on the data that the checkpoint says it was trained on.",
     )
@@ -220,6 +229,9 @@ def _parser() -> Parser:
         help=f"data={'|'.join(MODULES)}, and any argument of it, such as data.root=FOLDER",
     )
     parser.add_argument("--split", choices=("test", "val"), default="test")
+    parser.add_argument(
+        "--views", choices=VIEWS, default="none", help="average the logits of mirrored, moved views"
+    )
     parser.add_argument(
         "-o",
         "--output",

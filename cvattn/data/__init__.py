@@ -8,8 +8,10 @@ from cvattn.data.folder import FolderData
 from cvattn.data.image_data import ImageDataModule
 from cvattn.data.info import DataInfo
 from cvattn.data.loader import BatchLoader
+from cvattn.data.views import VIEWS, views_of
 
 __all__ = [
+    "VIEWS",
     "BatchLoader",
     "CIFAR10Data",
     "Choice",
@@ -19,4 +21,5 @@ __all__ = [
     "FolderData",
     "ImageDataModule",
     "choose",
+    "views_of",
 ]

@@ -5,13 +5,17 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from cvattn.data import cifar10_files as files
 from cvattn.data import download
 from cvattn.data.augment import Augmentation, CropFlip
-from cvattn.data.checks import DataError
+from cvattn.data.checks import DataError, check_choice
 from cvattn.data.image_data import ImageDataModule, ImageSet, fill_colour
 from cvattn.data.info import DataInfo
+from cvattn.data.rand_augment import RandAugment, in_turn
 from cvattn.data.split import stratified_split
+from cvattn.data.views import VIEWS
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -66,7 +70,12 @@ class CIFAR10Data(ImageDataModule):
             ``cifar10/``). Where there is none, ``prepare_data()`` downloads into it, unless
             ``CVATTN_OFFLINE=1``.
         batch_size, eval_batch_size, seed: as in :class:`ImageDataModule`.
+        train_on_val: train on all 50,000 images, the 5,000 of the validation included; its figures
+            then mean nothing. For a last run, when every choice has been made.
         crop_pad, flip, cutout: see :class:`cvattn.data.augment.CropFlip`.
+        rand_augment, rand_augment_magnitude: see
+            :class:`cvattn.data.rand_augment.RandAugment`.
+        test_views: see :func:`cvattn.data.views_of`.
     """
 
     def __init__(
@@ -76,9 +85,13 @@ class CIFAR10Data(ImageDataModule):
         batch_size: int = 512,
         eval_batch_size: int = 1000,
         seed: int = 0,
+        train_on_val: bool = False,
         crop_pad: int = 4,
         flip: str = "alternating",
         cutout: int = 0,
+        rand_augment: int = 0,
+        rand_augment_magnitude: int = 9,
+        test_views: str = "flip_shift",
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
         self.root = Path(root).expanduser().absolute()
@@ -86,6 +99,9 @@ class CIFAR10Data(ImageDataModule):
             crop_pad=crop_pad, flip=flip, cutout=cutout, fill=fill_colour(MEAN)
         )
         self._crop_flip.check_fits(32, 32)
+        self._rand_augment = RandAugment(operations=rand_augment, magnitude=rand_augment_magnitude)
+        self.train_on_val = train_on_val
+        self.test_views = check_choice("test_views", test_views, VIEWS)
 
     def describe(self) -> DataInfo:
         """Constants; looks at file names only."""
@@ -99,7 +115,7 @@ class CIFAR10Data(ImageDataModule):
             image_size=(32, 32),
             mean=MEAN,
             std=STD,
-            train_size=files.COUNTS["train"] - VAL,
+            train_size=files.COUNTS["train"] - (0 if self.train_on_val else VAL),
             val_size=VAL,
             test_size=files.COUNTS["test"],
             source=found.words if found else f"to be downloaded into {self.root}",
@@ -153,7 +169,7 @@ class CIFAR10Data(ImageDataModule):
         return path
 
     def _augmentation(self) -> Augmentation | None:
-        return self._crop_flip
+        return in_turn(self._rand_augment, self._crop_flip)
 
     def _read(self) -> tuple[Mapping[str, ImageSet], DataInfo]:
         found = files.find(self.root)
@@ -165,6 +181,8 @@ class CIFAR10Data(ImageDataModule):
         both = files.read(found)
         labels = both["train"].labels
         train, val = stratified_split(labels, VAL, seed=SPLIT_SEED)
+        if self.train_on_val:
+            train = torch.arange(len(labels))
         sets = {
             "train": ImageSet(both["train"].images[train], labels[train]),
             "val": ImageSet(both["train"].images[val], labels[val]),

@@ -28,6 +28,7 @@ class Stream(IntEnum):
     FLIP = 12
     CUTOUT_Y = 13
     CUTOUT_X = 14
+    RAND_AUGMENT = 15
     SHIFT_Y = 20
     SHIFT_X = 21
     ROTATION = 22

@@ -17,6 +17,8 @@ from cvattn.data.checks import DataError, check_choice, check_int, check_number
 from cvattn.data.folder_files import classes_of, decode, image_paths
 from cvattn.data.image_data import ImageDataModule, ImageSet, fill_colour
 from cvattn.data.info import DataInfo
+from cvattn.data.rand_augment import RandAugment, in_turn
+from cvattn.data.views import VIEWS
 
 VAL_FRACTION = 0.1
 Listing = dict[str, list[tuple[Path, int]]]
@@ -40,6 +42,9 @@ class FolderData(ImageDataModule):
         mean, std: per channel, of pixels scaled to 0..1; None: measured on the training images.
         batch_size, eval_batch_size, seed: as in :class:`ImageDataModule`.
         crop_pad, flip, cutout: see :class:`cvattn.data.augment.CropFlip`.
+        rand_augment, rand_augment_magnitude: see
+            :class:`cvattn.data.rand_augment.RandAugment`.
+        test_views: see :func:`cvattn.data.views_of`.
 
     Attributes:
         skipped: the unreadable files that were left out, after ``setup()``.
@@ -60,6 +65,9 @@ class FolderData(ImageDataModule):
         crop_pad: int = 4,
         flip: str = "random",
         cutout: int = 0,
+        rand_augment: int = 0,
+        rand_augment_magnitude: int = 9,
+        test_views: str = "none",
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
         self.root = Path(root).expanduser().absolute()
@@ -79,6 +87,8 @@ class FolderData(ImageDataModule):
         self._std = self._given("std", std, lowest=1e-4)
         self._crop_flip = CropFlip(crop_pad=crop_pad, flip=flip, cutout=cutout)
         self._crop_flip.check_fits(*self.image_size)
+        self._rand_augment = RandAugment(operations=rand_augment, magnitude=rand_augment_magnitude)
+        self.test_views = check_choice("test_views", test_views, VIEWS)
         self.skipped: tuple[Path, ...] = ()
         self._listing: tuple[tuple[str, ...], Listing] | None = None
 
@@ -111,7 +121,8 @@ class FolderData(ImageDataModule):
 
     def _augmentation(self) -> Augmentation | None:
         fill = fill_colour(self._complete_info().mean)
-        return dataclasses.replace(self._crop_flip, fill=fill)
+        crop_flip = dataclasses.replace(self._crop_flip, fill=fill)
+        return in_turn(self._rand_augment, crop_flip)
 
     def _given(
         self, name: str, values: Sequence[float] | None, *, lowest: float

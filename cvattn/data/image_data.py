@@ -40,7 +40,11 @@ class ImageDataModule(pl.LightningDataModule):
 
     Attributes:
         info: None before ``setup()``, then the complete :class:`DataInfo`.
+        test_views: which views of a test image may be averaged (:func:`views_of`); a subclass
+            whose images may be mirrored says so.
     """
+
+    test_views = "none"
 
     def __init__(self, *, batch_size: int, eval_batch_size: int, seed: int) -> None:
         super().__init__()

@@ -19,6 +19,9 @@ from cvattn.harness.precision import probe_precision
 from cvattn.harness.resume import run_folder, saved_config
 from cvattn.harness.settle import build, settle
 
+# For what a network takes from the images before training: a million patches and more.
+_IMAGES_TO_FIT = 2000
+
 
 @dataclass
 class Run:
@@ -82,7 +85,9 @@ def assemble(cfg: DictConfig) -> Run:
     network = build(cfg.model, "model")
     if cfg.task.get("channels_last"):
         network = network.to(memory_format=torch.channels_last)
-    task = build(cfg.task, "task", network=network)
+    if ckpt_path is None and hasattr(network, "fit_to_images"):
+        network.fit_to_images(data.example_images(_IMAGES_TO_FIT, split="train")[0])
+    task = build(cfg.task, "task", network=network, test_views=data.test_views)
     example = torch.zeros(1, info.channels, *info.image_size)
     macs = count_macs(network, example)
     precision = _precision(cfg, network, example, info.train_size)

@@ -28,7 +28,11 @@ KINDS: dict[str, type] = {
     "logger.*": Logger,
 }
 # Arguments that the harness passes itself.
-GIVEN = {"task": {"network"}, "task.optimizer": {"params"}, "recipe.optimizer": {"params"}}
+GIVEN = {
+    "task": {"network", "test_views"},
+    "task.optimizer": {"params"},
+    "recipe.optimizer": {"params"},
+}
 TOP_LEVEL = {
     *("data", "task", "model", "recipe", "trainer", "callbacks", "logger"),
     *("seed", "compile", "ckpt_path", "run_dir"),

@@ -61,8 +61,11 @@ def fit(cfg: DictConfig) -> float:
         run.network.compile()
     try:
         trainer.fit(run.task, datamodule=run.data, ckpt_path=run.ckpt_path, weights_only=True)
-        metrics = dict(trainer.callback_metrics)
+        metrics: dict[str, Any] = dict(trainer.callback_metrics)
         epochs = trainer.current_epoch
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches:
+            # trainer.max_steps ended it within an epoch, and the last validation was before that.
+            metrics |= trainer.validate(run.task, datamodule=run.data, verbose=False)[0]
         # With the last weights: the test set has no say in which ones.
         tested = trainer.test(run.task, datamodule=run.data, verbose=False)[0]
     except SystemExit:
@@ -78,6 +81,7 @@ def fit(cfg: DictConfig) -> float:
             "val": _part(metrics, "val/"),
             "best_val_accuracy": best,
             "test": _part(tested, "test/"),
+            "test_views": run.data.test_views,
             "gamma": _part(metrics, "gamma/"),
             "parameters": count_parameters(run.network),
             "epochs": epochs,

@@ -50,15 +50,20 @@ def show_start(console: Console, run: Run, trainer: pl.Trainer) -> None:
 def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: list[str]) -> None:
     """One table, and what to do next."""
     table = Table(title=f"{summary['model']} on {summary['data']['label']}", title_justify="left")
-    for name in ("validation accuracy", "test accuracy", "minutes", "images/s", "training PFLOP"):
+    test = summary["test"]
+    cells = {
+        "validation accuracy": _percent(summary["val"].get("accuracy")),
+        "test accuracy": _percent(test.get("accuracy")),
+        f"with views {summary['test_views']}": _percent(test.get("accuracy_views")),
+        "minutes": f"{summary['minutes']:.1f}",
+        "images/s": f"{summary['images_per_second']:,.0f}",
+        "training PFLOP": f"{summary['pflop']:.4f}",
+    }
+    if "accuracy_views" not in test:
+        del cells[f"with views {summary['test_views']}"]
+    for name in cells:
         table.add_column(name, justify="right")
-    table.add_row(
-        _percent(summary["val"].get("accuracy")),
-        _percent(summary["test"].get("accuracy")),
-        f"{summary['minutes']:.1f}",
-        f"{summary['images_per_second']:,.0f}",
-        f"{summary['pflop']:.4f}",
-    )
+    table.add_row(*cells.values())
     console.print(table)
     for note in notes:
         console.print(note)
@@ -91,6 +96,7 @@ def facts(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
             "train": info.train_size,
             "val": info.val_size,
             "test": info.test_size,
+            "train_on_val": bool(run.cfg.data.get("train_on_val", False)),
         },
         "macs_per_image": run.macs,
         "seed": run.cfg.seed,

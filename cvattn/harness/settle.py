@@ -96,6 +96,8 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[ImageDataModule, 
     if settle_recipe(cfg, info.train_size, overrides):
         notes.append(f"the recipe's small values, for {info.train_size:,} training images")
         data = build(cfg.data, "data")
+    if cfg.data.get("train_on_val"):
+        notes.append("the validation images are trained on: their accuracy says nothing")
     settle_model(cfg, info)
     check_config(cfg)
     return data, notes

@@ -9,13 +9,16 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from cvattn.data import views_of
+from cvattn.tasks.mixing import mixing
 from cvattn.tasks.optimisation import OptimizerFactory, parameter_groups, warmup_cosine
 
 
 class ClassificationTask(pl.LightningModule):
     """Cross-entropy and accuracy for a network that gives logits.
 
-    Logs ``{train,val,test}/{loss,accuracy}`` once an epoch, over all processes.
+    Logs ``{train,val,test}/{loss,accuracy}`` once an epoch, over all processes, and
+    ``test/accuracy_views`` where several views of a test image are averaged.
 
     Args:
         network: images (B, C, H, W) -> logits (B, num_classes).
@@ -23,7 +26,10 @@ class ClassificationTask(pl.LightningModule):
         optimizer: takes the parameter groups and returns the optimiser.
         warmup, final: of the schedule (:func:`warmup_cosine`).
         label_smoothing: of the training loss; validation and test losses have none.
+        mixup, cutmix: see :func:`cvattn.tasks.mixing.mixing`; the training accuracy then counts
+            the class of which there is most in an image.
         channels_last: memory format of the images; convolutions are often faster so.
+        test_views: see :func:`cvattn.data.views_of`.
     """
 
     def __init__(
@@ -35,7 +41,10 @@ class ClassificationTask(pl.LightningModule):
         warmup: float = 0.1,
         final: float = 0.0,
         label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         channels_last: bool = False,
+        test_views: str = "none",
     ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
@@ -45,41 +54,60 @@ class ClassificationTask(pl.LightningModule):
         self.warmup = warmup
         self.final = final
         self.label_smoothing = label_smoothing
+        self.mixing = mixing(mixup, cutmix, num_classes)
+        self.test_views = test_views
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.views_accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.contiguous(memory_format=self.memory_format))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step("train", self.train_accuracy, batch, self.label_smoothing)
+        images, labels = batch
+        if self.mixing is not None:
+            images, labels = self.mixing(images, labels)
+        return self._step("train", self.train_accuracy, self(images), labels)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step("val", self.val_accuracy, batch)
+        images, labels = batch
+        self._step("val", self.val_accuracy, self(images), labels)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._step("test", self.test_accuracy, batch)
+        images, labels = batch
+        (own, _), *others = views_of(images, self.test_views)
+        logits = self(images)
+        self._step("test", self.test_accuracy, logits, labels)
+        if others:
+            mean = own * logits + sum(weight * self(view) for weight, view in others)
+            self._count("test/accuracy_views", self.views_accuracy, mean, labels)
 
     def _step(
-        self,
-        stage: str,
-        accuracy: MulticlassAccuracy,
-        batch: tuple[Tensor, Tensor],
-        smoothing: float = 0.0,
+        self, stage: str, accuracy: MulticlassAccuracy, logits: Tensor, labels: Tensor
     ) -> Tensor:
-        images, labels = batch
-        logits = self(images).float()
+        logits = logits.float()
+        smoothing = self.label_smoothing if stage == "train" else 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        accuracy.update(logits.detach(), labels)
         # Both are means over images, also where processes or batches have unequal numbers of them.
-        size = len(labels)
         self.log(
-            f"{stage}/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True
+            f"{stage}/loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(labels),
+            sync_dist=True,
         )
-        self.log(f"{stage}/accuracy", accuracy, on_step=False, on_epoch=True, batch_size=size)
+        self._count(f"{stage}/accuracy", accuracy, logits, labels)
         return loss
+
+    def _count(
+        self, name: str, accuracy: MulticlassAccuracy, logits: Tensor, labels: Tensor
+    ) -> None:
+        classes = labels.argmax(-1) if labels.ndim == 2 else labels
+        accuracy.update(logits.detach(), classes)
+        self.log(name, accuracy, on_step=False, on_epoch=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer(parameter_groups(self.network))

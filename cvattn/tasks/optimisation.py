@@ -12,22 +12,25 @@ OptimizerFactory = Callable[[list[dict]], Optimizer]
 
 
 def parameter_groups(network: nn.Module) -> list[dict]:
-    """Two groups: tensors that weight decay is meant for, and those with ``weight_decay = 0``.
+    """Up to three groups, each with a ``role`` that an optimiser may go by (:class:`Muon` does).
 
-    Without decay: everything with fewer than 2 dimensions (biases, norms, gamma, class token), and
-    what a module lists in ``no_weight_decay`` (positions).
+    - "vector", with ``weight_decay = 0``: everything with fewer than 2 dimensions (biases, norms,
+      gamma, class token), and what a module lists in ``no_weight_decay`` (positions);
+    - "head": the other tensors of ``network.head``, and embeddings;
+    - "hidden": the filters and matrices in between.
     """
-    exempt = {
-        id(parameter)
-        for module in network.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if parameter.ndim < 2 or name in getattr(module, "no_weight_decay", ())
-    }
-    trained = [p for p in network.parameters() if p.requires_grad]
-    groups: list[dict] = [
-        {"params": [p for p in trained if id(p) not in exempt]},
-        {"params": [p for p in trained if id(p) in exempt], "weight_decay": 0.0},
-    ]
+    roles: dict[str, list[nn.Parameter]] = {"hidden": [], "head": [], "vector": []}
+    seen: set[int] = set()
+    for path, module in network.named_modules():
+        ends = path.partition(".")[0] == "head" or isinstance(module, nn.Embedding)
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            vector = parameter.ndim < 2 or name in getattr(module, "no_weight_decay", ())
+            roles["vector" if vector else "head" if ends else "hidden"].append(parameter)
+    groups: list[dict] = [{"params": found, "role": role} for role, found in roles.items()]
+    groups[-1]["weight_decay"] = 0.0
     return [group for group in groups if group["params"]]
 
 

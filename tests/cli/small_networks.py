@@ -13,7 +13,7 @@ DIGITS = {
     "channels": 3,
     "config": {"data": {"_target_": "cvattn.data.DigitsData", "batch_size": 97, "seed": 0}},
 }
-SAGAN = {"num_classes": 10, "in_channels": 3, "image_size": [32, 32], "widths": [5, 7, 11, 13]}
+SAGAN = {"num_classes": 10, "in_channels": 3, "image_size": [32, 32], "widths": [7, 11, 13]}
 VIT = {
     "num_classes": 10,
     "in_channels": 3,

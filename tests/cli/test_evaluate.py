@@ -45,6 +45,23 @@ def calibration_error(probabilities, labels, bins=15):
     return total
 
 
+def test_views_are_averaged_and_named(sagan, digits, tmp_path, capsys):
+    path, network = sagan
+    assert main(["evaluate", str(path), "--views", "flip", "-o", str(tmp_path / "out")]) == 0
+    assert "digits, test, views flip" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["views"] == "flip"
+    right = total = 0
+    with torch.no_grad():
+        for images, labels in DigitsData().test_dataloader():
+            logits = network(images) + network(images.flip(3))
+            right += int((logits.argmax(-1) == labels).sum())
+            total += len(labels)
+    assert found["accuracy"] == pytest.approx(right / total)
+    probabilities, truth = digits(network, "test")
+    assert found["accuracy"] != metrics.accuracy_score(truth, probabilities.argmax(1))
+
+
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_numbers_are_those_of_scikit_learn(sagan, digits, tmp_path, capsys, split):
     path, network = sagan

@@ -38,6 +38,19 @@ def test_every_form_gives_the_same_images(tiny, tmp_path, form):
     assert sorted(tmp_path.rglob("*")) == before  # reading writes nothing there
 
 
+def test_training_on_the_validation_images_too(tiny, tmp_path):
+    lay_out(tiny, tmp_path, "folder")
+    plain, whole = CIFAR10Data(root=tmp_path), CIFAR10Data(root=tmp_path, train_on_val=True)
+    assert whole.describe().train_size == 50
+    for data in (plain, whole):
+        data.setup()
+    assert len(plain.split("train").images) == 40
+    assert torch.equal(
+        whole.split("train").images.movedim(1, -1), torch.from_numpy(tiny.pixels["train"])
+    )
+    assert torch.equal(whole.split("val").images, plain.split("val").images)
+
+
 def test_other_pixels_are_not_called_official(tiny, tmp_path):
     tiny.pixels["test"][3, 5, 7, 1] ^= 1
     tiny.parquets["test"] = parquet_bytes(tiny.pixels["test"], tiny.labels["test"])

@@ -11,7 +11,7 @@ CONF = ROOT / "conf"
 
 # A network and a run that take a second.
 TINY = [
-    *("data=digits", "model=sagan", "model.widths=[3,4,8,5]", "trainer.precision=32-true"),
+    *("data=digits", "model=sagan", "model.widths=[4,8,5]", "trainer.precision=32-true"),
     *("trainer.accelerator=cpu", "trainer.limit_train_batches=3", "trainer.max_epochs=1"),
 ]
 

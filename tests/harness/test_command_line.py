@@ -57,7 +57,7 @@ def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
 def test_continuing_writes_into_the_same_folder(tmp_path):
     path = tmp_path / "my run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
-    network = SAGANClassifier(5, widths=(1, 1, 1, 1))
+    network = SAGANClassifier(5, widths=(1, 1, 1))
     meta = {"source_config": {}, "choices": {}}
     checkpoint.save(path, network, args={}, meta=meta)
     arguments = [f"ckpt_path='{path}'"]
@@ -70,7 +70,7 @@ def test_keys_beside_ckpt_path_are_those_of_the_continued_run(tmp_path):
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     meta = {"source_config": {}, "choices": {"model": "vit", "data": "digits", "hydra": "x"}}
-    checkpoint.save(path, SAGANClassifier(5, widths=(1, 1, 1, 1)), args={}, meta=meta)
+    checkpoint.save(path, SAGANClassifier(5, widths=(1, 1, 1)), args={}, meta=meta)
     arguments = [f"ckpt_path={path}", "model.embed_dim=64"]
     checked = check_command_line(arguments, CONF)
     assert checked == [*arguments, "model=vit", "data=digits", f"hydra.run.dir='{path.parents[1]}'"]
@@ -84,6 +84,6 @@ def test_keys_beside_ckpt_path_are_those_of_the_continued_run(tmp_path):
 
 def test_a_network_for_use_cannot_be_trained_on(tmp_path):
     path = tmp_path / "net.ckpt"
-    checkpoint.save(path, SAGANClassifier(5, widths=(1, 1, 1, 1)), args={}, meta={})
+    checkpoint.save(path, SAGANClassifier(5, widths=(1, 1, 1)), args={}, meta={})
     with pytest.raises(ConfigError, match="without the state of a training run"):
         check_command_line([f"ckpt_path={path}"], CONF)

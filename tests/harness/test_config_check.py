@@ -32,7 +32,7 @@ WRONG = [
     ("compile=1", r"compile=1: expected bool"),
     ("+model.depth=3", r"model\.depth: SAGANClassifier has no such argument"),
     ("+trainer.max_epoch=3", r"did you mean max_epochs"),
-    ("+recipe.optimizer.learning_rate=3", r"SGD has no such argument"),
+    ("+recipe.optimizer.learning_rate=3", r"Muon has no such argument"),
     ("+extra=1", r"unknown key 'extra'"),
     (
         "model._target_=cvattn.models.SAGANClasifier",

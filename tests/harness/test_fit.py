@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from runs import TINY
 
 import cvattn
+from cvattn.data import DigitsData
 from cvattn.harness import ConfigError, TrainingStopped
 from cvattn.harness.csv_log import read_metrics
 from cvattn.harness.resume import saved_config
@@ -33,7 +34,7 @@ def test_a_run_leaves_what_a_person_needs(run, tmp_path, capsys):
     assert {"train/loss", "val/accuracy", "gamma/attention.stage2"} <= row.keys()
     assert 0 < row["entropy/attention.stage2"] < 4.16  # log(64 keys)
     config = OmegaConf.load(folder / "config.yaml")
-    assert config.model.widths == [3, 4, 8, 5]
+    assert config.model.widths == [4, 8, 5]
     printed = capsys.readouterr().out
     assert "digits" in printed
     assert "python -m cvattn evaluate" in printed
@@ -47,7 +48,7 @@ def test_the_network_comes_back_from_its_checkpoint(run, tmp_path):
     assert not network.training
     assert network.meta["classes"] == [str(i) for i in range(10)]
     assert network.meta["image_size"] == [32, 32]
-    assert network.meta["config"]["model"]["widths"] == [3, 4, 8, 5]
+    assert network.meta["config"]["model"]["widths"] == [4, 8, 5]
     assert torch.equal(network.head.weight, content["state_dict"]["network.head.weight"])
     # Without Hydra or Lightning.
     code = (
@@ -68,7 +69,15 @@ def test_last_is_the_last_epoch_even_when_an_earlier_one_was_better(run, tmp_pat
 
 def test_steps_may_say_when_to_end(run, tmp_path):
     run([*TINY, "trainer.max_epochs=null", "trainer.max_steps=4"])
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["images"] == 400
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["images"] == 400
+    # The fourth step is the first of a second epoch: what is reported is after it.
+    network = cvattn.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    data = DigitsData()
+    with torch.no_grad():
+        (images, labels), *_ = data.val_dataloader()
+        loss = torch.nn.functional.cross_entropy(network(images), labels)
+    assert summary["val"]["loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
 TINY_VIT = "model=vit model.embed_dim=12 model.num_heads=3 model.num_layers=2"
@@ -141,7 +150,7 @@ def test_continuing_restores_the_configuration_and_appends(run, composed, tmp_pa
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["epochs"] == 3
     assert summary["images"] == 900  # of the whole run
-    assert OmegaConf.load(tmp_path / "run" / "config.yaml").model.widths == [3, 4, 8, 5]
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").model.widths == [4, 8, 5]
 
 
 @pytest.mark.parametrize(

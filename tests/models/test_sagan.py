@@ -4,9 +4,10 @@ import pytest
 import torch
 from oracles import assert_near
 
+from cvattn.cost import count_macs
 from cvattn.models import SAGANClassifier
 
-WIDTHS = (4, 6, 8, 10)
+WIDTHS = (26, 8, 10)
 
 
 def images(batch: int, model: SAGANClassifier) -> torch.Tensor:
@@ -15,7 +16,7 @@ def images(batch: int, model: SAGANClassifier) -> torch.Tensor:
 
 @pytest.mark.parametrize("form", ["common", "biggan"])
 @pytest.mark.parametrize(
-    ("in_channels", "image_size"), [(1, (5, 7)), (3, (33, 17)), (2, (1, 1)), (5, (8, 64))]
+    ("in_channels", "image_size"), [(1, (9, 11)), (3, (33, 17)), (2, (9, 9)), (5, (10, 64))]
 )
 def test_any_size_and_channels_forward_and_backward(in_channels, image_size, form):
     model = SAGANClassifier(
@@ -24,7 +25,9 @@ def test_any_size_and_channels_forward_and_backward(in_channels, image_size, for
     logits = model(images(3, model))
     assert logits.shape == (3, 7)
     logits.square().sum().backward()
-    for name, parameter in model.named_parameters():
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) > 10
+    for name, parameter in trained.items():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
 
@@ -32,14 +35,14 @@ def test_any_size_and_channels_forward_and_backward(in_channels, image_size, for
 @pytest.mark.parametrize(
     ("after", "sizes"),
     [
-        (("stage2",), {"stage2": (6, 3)}),
-        (("stem", "stage3"), {"stem": (21, 11), "stage3": (3, 2)}),
+        (("stage2",), {"stage2": (5, 3)}),
+        (("stem", "stage3"), {"stem": (22, 12), "stage3": (2, 1)}),
         (["stage1"], {"stage1": (11, 6)}),
         ((), {}),
     ],
 )
 def test_attention_stands_behind_the_named_layers(after, sizes):
-    model = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS, attention_after=after)
+    model = SAGANClassifier(5, image_size=(23, 13), widths=WIDTHS, attention_after=after)
     seen = {}
     for name, block in model.attention.items():
         block.register_forward_pre_hook(
@@ -47,7 +50,7 @@ def test_attention_stands_behind_the_named_layers(after, sizes):
         )
     model(images(2, model))
     assert {name: tuple(shape[2:]) for name, shape in seen.items()} == sizes
-    channels = dict(zip(("stem", "stage1", "stage2", "stage3"), WIDTHS, strict=True))
+    channels = dict(zip(("stem", "stage1", "stage2", "stage3"), (24, *WIDTHS), strict=True))
     assert all(shape[1] == channels[name] for name, shape in seen.items())
 
 
@@ -67,11 +70,11 @@ def test_without_attention_it_is_the_same_network():
 
 
 def test_the_head_reads_the_largest_value_of_each_channel_over_the_whole_map():
-    model = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS).eval()
+    model = SAGANClassifier(5, image_size=(33, 17), widths=WIDTHS).eval()
     seen = {}
     model.layers["stage3"].register_forward_hook(lambda _, __, out: seen.update(map=out))
     logits = model(images(3, model))
-    assert seen["map"].shape == (3, 10, 3, 2)
+    assert seen["map"].shape == (3, 10, 4, 2)
     pooled = torch.stack([pixel for row in seen["map"].unbind(2) for pixel in row.unbind(2)])
     assert_near(logits, pooled.max(0).values @ model.head.weight.T + model.head.bias, 1e-6)
 
@@ -84,6 +87,29 @@ def test_channels_last_gives_the_same_logits():
     want = model(batch)
     model = model.to(memory_format=torch.channels_last)
     assert_near(model(batch.to(memory_format=torch.channels_last)), want, 1e-5)
+
+
+def test_filters_start_as_the_identity_where_there_is_a_channel_to_copy():
+    model = SAGANClassifier(5, widths=WIDTHS)
+    first, second = model.layers["stage1"][0], model.layers["stage2"][0]
+    x = torch.randn(2, 24, 7, 5)
+    assert_near(first(x)[:, :24], x, 1e-6)
+    x = torch.randn(2, 26, 7, 5)
+    assert_near(second(x), x[:, :8], 1e-6)
+
+
+def test_the_stem_is_fitted_to_images_and_then_stays():
+    model = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS)
+    before = model.layers["stem"][0].weight.clone()
+    model.fit_to_images(torch.randn(50, 3, 21, 11))
+    assert not torch.equal(model.layers["stem"][0].weight, before)
+    assert not model.layers["stem"][0].weight.requires_grad
+
+
+def test_the_default_spends_3_percent_and_more_on_attention_over_49_positions():
+    images = torch.zeros(1, 3, 32, 32)
+    whole, without = (count_macs(SAGANClassifier(10, attention=a), images) for a in (True, False))
+    assert (whole - without) / whole >= 0.03
 
 
 def test_the_default_has_about_2_million_parameters():
@@ -99,7 +125,8 @@ def test_the_default_has_about_2_million_parameters():
             r"attention_after=\['stage4'\].*'stem', 'stage1', 'stage2'",
         ),
         ({"attention_form": "sagan"}, r"attention_form='sagan'; expected.*'biggan', 'common'"),
-        ({"widths": (4, 8)}, r"widths=\[4, 8\]: expected 4"),
+        ({"widths": (4, 8)}, r"widths=\[4, 8\]: expected 3"),
+        ({"image_size": (32, 8)}, r"image_size=\(32, 8\).*at least 9 x 9"),
     ],
 )
 def test_refused_options(options, message):

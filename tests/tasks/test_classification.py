@@ -104,3 +104,33 @@ def test_images_reach_the_network_in_the_asked_memory_format():
 def test_impossible_smoothing():
     with pytest.raises(ValueError, match=r"label_smoothing=1\.5"):
         make(label_smoothing=1.5)
+
+
+def test_test_images_are_also_seen_in_several_views(tmp_path):
+    task, data = make(test_views="flip"), Lists()
+    images = torch.cat([batch[0] for batch in data.batches])
+    labels = torch.cat([batch[1] for batch in data.batches])
+    with torch.no_grad():
+        logits = task.network(images) + task.network(images.flip(-1))
+    (result,) = trainer(tmp_path).test(task, datamodule=data, verbose=False)
+    right = (logits.argmax(-1) == labels).double().mean().item()
+    assert result["test/accuracy_views"] == pytest.approx(right)
+    assert result["test/accuracy_views"] != result["test/accuracy"]
+    (plain,) = trainer(tmp_path).test(make(), datamodule=data, verbose=False)
+    assert plain["test/accuracy"] == result["test/accuracy"]
+    assert "test/accuracy_views" not in plain
+
+
+def test_mixed_images_train_towards_both_classes(tmp_path):
+    task, data = make(mixup=1.0, label_smoothing=0.1), Lists()
+    seen = []
+    task.network[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    run.fit(task, datamodule=data)
+    images = data.batches[0][0]
+    assert not torch.equal(seen[0], images)
+    # The share of the second image, from one pixel of the first.
+    shifted = images.roll(1, 0)
+    share = ((seen[0] - images) / (shifted - images)).flatten()[0].item()
+    remainder = (images * (1 - share) + shifted * share - seen[0]).abs().max()
+    assert remainder < 1e-4

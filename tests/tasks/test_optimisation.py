@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cvattn.core.positions import LearnedGridPositions
-from cvattn.models import SAGANClassifier, VisionTransformer
+from cvattn.models import SAGANClassifier, Transformer, VisionTransformer
 from cvattn.tasks.optimisation import parameter_groups, warmup_cosine
 
 
@@ -14,22 +14,39 @@ def names(network: nn.Module, group: dict) -> set[str]:
     return {known[id(p)] for p in group["params"]}
 
 
+def roles(network: nn.Module) -> dict[str, set[str]]:
+    return {group["role"]: names(network, group) for group in parameter_groups(network)}
+
+
 def test_decay_spares_vectors_positions_and_the_class_token():
     network = VisionTransformer(5, image_size=(8, 12), embed_dim=6, num_heads=3, pool="cls")
-    decayed, spared = parameter_groups(network)
-    assert spared["weight_decay"] == 0.0
-    assert "weight_decay" not in decayed  # the optimiser's own value
-    assert {"positions.table", "class_token", "head.bias"} <= names(network, spared)
-    assert "encoder.layers.0.self_attn.q_proj.weight" in names(network, decayed)
-    assert all(p.ndim >= 2 for p in decayed["params"])
-    assert len(names(network, decayed) | names(network, spared)) == len(list(network.parameters()))
+    groups = parameter_groups(network)
+    assert [group.get("weight_decay") for group in groups] == [None, None, 0.0]  # None: its own
+    found = roles(network)
+    assert {"positions.table", "class_token", "head.bias"} <= found["vector"]
+    assert found["head"] == {"head.weight"}
+    assert "encoder.layers.0.self_attn.q_proj.weight" in found["hidden"]
+    assert all(p.ndim >= 2 for group in groups[:2] for p in group["params"])
+    assert sum(map(len, found.values())) == len(list(network.parameters()))
 
 
-def test_decay_spares_gamma():
-    network = SAGANClassifier(5, widths=(3, 5, 7, 11))
-    decayed, spared = parameter_groups(network)
-    assert "attention.stage2.gamma" in names(network, spared)
-    assert "attention.stage2.query.weight" in names(network, decayed)
+def test_the_trained_parameters_of_a_cnn():
+    network = SAGANClassifier(5, widths=(5, 7, 11))
+    found = roles(network)
+    assert {"attention.stage2.gamma", "layers.stem.0.bias"} <= found["vector"]
+    assert "attention.stage2.query.weight" in found["hidden"]
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert set.union(*found.values()) == trained
+    assert "layers.stem.0.weight" not in trained
+
+
+def test_embeddings_are_not_hidden_and_shared_tensors_come_once():
+    network = Transformer(13, 11, embed_dim=6, num_heads=3, ffn_dim=4)
+    network.head.weight = network.target_embedding.weight
+    found = roles(network)
+    assert {"source_embedding.weight", "target_embedding.weight"} <= found["head"]
+    count = sum(len(group["params"]) for group in parameter_groups(network))
+    assert count == len(list(network.parameters()))
 
 
 def test_frozen_parameters_and_empty_groups_are_left_out():

@@ -6,32 +6,47 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
-class Ratio(NamedTuple):
-    """Median of the per-round ratios, and its 95 % interval."""
+class Median(NamedTuple):
+    """Median of one value a round, and its 95 % interval."""
 
-    ratio: float
+    median: float
     low: float
     high: float
 
 
-def paired_ratio(subject: Sequence[float], other: Sequence[float]) -> Ratio:
+def paired_ratio(subject: Sequence[float], other: Sequence[float]) -> Median:
     """Ratio subject : other of times taken in the same rounds.
 
-    Each round gives one ratio, so that what slows the machine for a while slows both sides. The
-    interval lies between two order statistics of these ratios and assumes nothing about their
-    distribution: the k-th smallest and k-th largest hold the true median unless fewer than k of n
-    fall on one side of it, which has the probability of a binomial tail. Below 6 rounds no pair
-    reaches 95 %, and the interval is the whole range.
+    Each round gives one ratio, so that what slows the machine for a while slows both sides.
     """
+    return _median([a / b for a, b in _rounds(subject, other)])
+
+
+def paired_difference(subject: Sequence[float], other: Sequence[float]) -> Median:
+    """Difference subject - other of times taken in the same rounds."""
+    return _median([a - b for a, b in _rounds(subject, other)])
+
+
+def _rounds(subject: Sequence[float], other: Sequence[float]) -> list[tuple[float, float]]:
     if len(subject) != len(other) or not subject:
         raise ValueError(f"{len(subject)} and {len(other)} rounds; expected equally many, not 0")
-    ratios = sorted(a / b for a, b in zip(subject, other, strict=True))
-    n = len(ratios)
+    return list(zip(subject, other, strict=True))
+
+
+def _median(values: list[float]) -> Median:
+    """The interval lies between two order statistics and assumes nothing about the distribution.
+
+    The k-th smallest and k-th largest hold the true median unless fewer than k of n fall on one
+    side of it, which has the probability of a binomial tail. Below 6 rounds no pair reaches 95 %,
+    and the interval is the whole range.
+    """
+    values = sorted(values)
+    n = len(values)
     k = 1
     while 1 - 2 * _tail(n, k) >= 0.95:
         k += 1
     k = max(1, k - 1)
-    return Ratio(statistics.median(ratios), ratios[k - 1], ratios[n - k])
+    return Median(statistics.median(values), values[k - 1], values[n - k])
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

@@ -90,7 +90,7 @@ def test_paired_ratio_finds_the_ratio_through_drift() -> None:
     near, wide = paired_ratio(*noisy_times(0.5, 0.02)), paired_ratio(*noisy_times(0.5, 0.2))
     for found in (near, wide):
         assert found.low < 0.5 < found.high
-        assert found.low <= found.ratio <= found.high
+        assert found.low <= found.median <= found.high
     assert wide.high - wide.low > 3 * (near.high - near.low)
     assert paired_ratio(*noisy_times(0.5, 0.2)) == wide
 

@@ -1,0 +1,214 @@
+"""A queue of training runs, each written down as it ends.
+
+    python benchmarks/run_queue.py benchmarks/cifar10.yaml            the runs that are not done yet
+    python benchmarks/run_queue.py benchmarks/cifar10.yaml --only 'sagan*'
+    python benchmarks/run_queue.py benchmarks/cifar10.yaml --list    what there is and what is done
+    python benchmarks/run_queue.py benchmarks/cifar10.yaml --plot    the curves again, from the file
+
+The YAML file names each run: its overrides of `python train.py`, and its seeds. A finished run adds
+a row to results/<file>.csv and its epochs to results/<file>_curves.csv. Stop it with Ctrl-C at any
+time: started again, it goes on with the run that was interrupted, from its last whole epoch.
+
+A row stays when the recipe behind its command changes (each has its commit): delete it then.
+"""
+
+import argparse
+import csv
+import fnmatch
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import machine
+import yaml
+from rich.console import Console
+
+from cvattn.harness.csv_log import read_metrics
+
+COLUMNS = (
+    *("run", "seed", "command", "data", "test_accuracy", "test_accuracy_views", "views"),
+    *("val_accuracy", "trained_on_val", "gamma", "val_accuracy_gamma_0"),
+    *("minutes", "pflop", "images_per_second", "epochs", "parameters", "macs_per_image"),
+    *("precision", "cpu", "cores", "bf16_instructions", "torch", "commit", "date"),
+)
+CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: its name in the file, its overrides and its seed."""
+
+    run: str
+    overrides: tuple[str, ...]
+    seed: int
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["python", "train.py", *self.overrides, f"seed={self.seed}"])
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.run, self.command
+
+    @property
+    def folder(self) -> str:
+        """Another one for other overrides: what is continued is what was asked for."""
+        return f"{self.run}_seed{self.seed}_{hashlib.sha1(self.command.encode()).hexdigest()[:7]}"
+
+
+def main() -> int:
+    args = _arguments()
+    console = Console(soft_wrap=True, highlight=False)
+    jobs = [j for j in read_jobs(args.file) if fnmatch.fnmatchcase(j.run, args.only)]
+    results = args.output or machine.ROOT / "results" / f"{args.file.stem}.csv"
+    curves = results.with_name(f"{results.stem}_curves.csv")
+    if not jobs:
+        console.print(f"--only {args.only}: {args.file} has no such run")
+        return 2
+    done = {(row["run"], row["command"]) for row in read_rows(results)}
+    left = [job for job in jobs if job.key not in done]
+    if args.list:
+        for job in jobs:
+            console.print(f"{'done' if job.key in done else 'to do'}  {job.run}  {job.command}")
+        return 0
+    for number, job in enumerate([] if args.plot else left, start=1):
+        console.print(f"[bold]{number} of {len(left)}: {job.run}[/bold]  {job.command}")
+        folder = args.folder.absolute() / job.folder
+        if not (folder / "summary.json").exists():
+            code = subprocess.call(_start(job, folder), cwd=machine.ROOT)
+            if code:
+                console.print(f"{job.run} ended with exit code {code}; its folder is {folder}")
+                return code
+        append(results, COLUMNS, [row_of(job, folder)])
+        append(curves, ("run", "seed", "epoch", *CURVES), _epochs(job, folder))
+    if read_rows(curves):
+        from curves import draw  # matplotlib is slow to load
+
+        draw(read_rows(curves), results.with_suffix(".png"))
+    return 0
+
+
+def read_jobs(path: Path) -> list[Job]:
+    """The runs of the file: each with its first seed, then each with its second, and so on."""
+    named = yaml.safe_load(path.read_text())
+    for name, entry in named.items():
+        if set(entry) != {"overrides", "seeds"}:
+            raise SystemExit(f"{path}: {name} has {sorted(entry)}, expected overrides and seeds")
+    rounds = zip_longest(*(entry["seeds"] for entry in named.values()))
+    return [
+        Job(name, tuple(entry["overrides"]), seed)
+        for seeds in rounds
+        for (name, entry), seed in zip(named.items(), seeds, strict=True)
+        if seed is not None
+    ]
+
+
+def _start(job: Job, folder: Path) -> list[str]:
+    """The command line, or that which continues the run if it was interrupted."""
+    last = folder / "checkpoints" / "last.ckpt"
+    arguments = [f"ckpt_path={last}"] if last.exists() else [*job.overrides, f"seed={job.seed}"]
+    return [sys.executable, "train.py", *arguments, f"hydra.run.dir={folder}"]
+
+
+def row_of(job: Job, folder: Path) -> dict[str, object]:
+    """What is written down of a finished run."""
+    summary = json.loads((folder / "summary.json").read_text())
+    facts = machine.facts()
+    gammas = summary["gamma"]
+    return {
+        "run": job.run,
+        "seed": job.seed,
+        "command": job.command,
+        "data": summary["data"]["label"],
+        "test_accuracy": summary["test"]["accuracy"],
+        "test_accuracy_views": summary["test"].get("accuracy_views", ""),
+        "views": summary["test_views"],
+        "val_accuracy": summary["val"]["accuracy"],
+        "trained_on_val": summary["data"]["train_on_val"],
+        "gamma": " ".join(f"{value:.4f}" for value in gammas.values()),
+        "val_accuracy_gamma_0": accuracy_without_gamma(folder) if gammas else "",
+        **{key: summary[key] for key in ("pflop", "epochs", "parameters", "macs_per_image")},
+        "minutes": f"{summary['minutes']:.2f}",
+        "images_per_second": f"{summary['images_per_second']:.0f}",
+        "precision": summary["precision"],
+        **{key: facts[key] for key in ("cpu", "bf16_instructions", "torch", "date")},
+        "cores": machine.cores(),
+        "commit": summary["commit"],
+    }
+
+
+def accuracy_without_gamma(folder: Path) -> float:
+    """Validation accuracy of the trained network with every gamma set to 0."""
+    import torch
+    from hydra.utils import instantiate
+
+    import cvattn
+
+    network = cvattn.load(folder / "checkpoints" / "last.ckpt")
+    with torch.no_grad():
+        for block in network.modules():
+            if isinstance(block, cvattn.SelfAttention2d):
+                block.gamma.zero_()
+    data = instantiate(network.meta["config"]["data"])
+    data.prepare_data()
+    network = network.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        right = sum(
+            int((network(images).argmax(-1) == labels).sum())
+            for images, labels in data.val_dataloader()
+        )
+    return right / len(data.split("val").labels)
+
+
+def _epochs(job: Job, folder: Path) -> list[dict[str, object]]:
+    rows = read_metrics(folder / "metrics.csv")
+    return [
+        {"run": job.run, "seed": job.seed, "epoch": epoch + 1}
+        | {key: f"{row[key]:.5f}" for key in CURVES if key in row}
+        for epoch, row in sorted(rows.items())
+    ]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
+    """Add the rows, all or nothing."""
+    beside = path.with_suffix(".csv.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows([*read_rows(path), *rows])
+    os.replace(beside, path)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="the list of runs, a YAML file")
+    parser.add_argument(
+        "--only", default="*", metavar="PATTERN", help="runs by name, as in a shell"
+    )
+    parser.add_argument("--list", action="store_true", help="show the runs and stop")
+    parser.add_argument("--plot", action="store_true", help="train nothing")
+    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="another results file")
+    parser.add_argument(
+        "--folder", type=Path, default=machine.ROOT / "outputs" / "queue", help="of the runs"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

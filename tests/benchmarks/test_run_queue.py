@@ -1,0 +1,84 @@
+"""The queue of training runs: order, what is written down, and going on after Ctrl-C."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import run_queue  # noqa: E402
+
+TINY = [
+    *("model=sagan", "data=digits", "model.widths=[4,8,5]", "trainer.precision=32-true"),
+    *("trainer.limit_train_batches=3", "trainer.max_epochs=25"),
+]
+
+
+def write_list(path: Path, **named) -> Path:
+    path.write_text(yaml.safe_dump(named, sort_keys=False))
+    return path
+
+
+def test_first_seeds_first(tmp_path):
+    first = {"overrides": ["model=sagan"], "seeds": [3, 5]}
+    second = {"overrides": ["model=vit", "data.root=a b"], "seeds": [7]}
+    jobs = run_queue.read_jobs(write_list(tmp_path / "list.yaml", one=first, two=second))
+    assert [(job.run, job.seed) for job in jobs] == [("one", 3), ("two", 7), ("one", 5)]
+    assert jobs[1].command == "python train.py model=vit 'data.root=a b' seed=7"
+    assert len({job.folder for job in jobs}) == 3
+    other = run_queue.Job("one", ("model=vit",), 3)
+    assert other.folder != jobs[0].folder  # other overrides, another folder
+
+
+def test_the_list_of_the_readme_can_be_read():
+    jobs = run_queue.read_jobs(BENCHMARKS / "cifar10.yaml")
+    assert len(jobs) == len({job.key for job in jobs}) >= 10
+
+
+@pytest.mark.slow
+def test_stopped_and_started_again_each_run_is_written_down_once(tmp_path):
+    named = {
+        "with": {"overrides": TINY, "seeds": [1]},
+        "without": {"overrides": [*TINY, "model.attention=false"], "seeds": [1]},
+    }
+    file = write_list(tmp_path / "queue.yaml", **named)
+    results, folder = tmp_path / "results" / "queue.csv", tmp_path / "queue"
+    command = [sys.executable, str(BENCHMARKS / "run_queue.py"), str(file)]
+    command += ["--output", str(results), "--folder", str(folder)]
+    options = {"cwd": tmp_path, "env": {**os.environ, "CVATTN_OFFLINE": "1"}}
+
+    process = subprocess.Popen(command, start_new_session=True, **options)
+    last = folder / run_queue.read_jobs(file)[0].folder / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) != 0
+    assert not results.exists(), "the run was over before it was interrupted"
+
+    for _ in range(2):  # the second time there is nothing to do
+        subprocess.run(command, check=True, **options)
+        with results.open(newline="") as opened:
+            rows = list(csv.DictReader(opened))
+        assert [row["run"] for row in rows] == ["with", "without"]
+    assert {row["epochs"] for row in rows} == {"25"}
+    assert rows[0]["command"] == f"python train.py {' '.join(TINY)} seed=1".replace(
+        "model.widths=[4,8,5]", "'model.widths=[4,8,5]'"
+    )
+    assert 0 < float(rows[0]["test_accuracy"]) <= 1
+    assert rows[0]["gamma"]
+    assert not rows[1]["gamma"]
+    assert 0 < float(rows[0]["val_accuracy_gamma_0"]) <= 1
+    with (tmp_path / "results" / "queue_curves.csv").open(newline="") as opened:
+        epochs = [(row["run"], int(row["epoch"])) for row in csv.DictReader(opened)]
+    assert epochs == [(run, epoch) for run in named for epoch in range(1, 26)]
+    assert (tmp_path / "results" / "queue.png").stat().st_size > 5000

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from pathlib import Path
 import machine
 import yaml
 from rich.console import Console
+from rich.table import Table
 
 from cvattn.harness.csv_log import read_metrics
 
@@ -87,11 +89,45 @@ def main() -> int:
                 return code
         append(results, COLUMNS, [row_of(job, folder)])
         append(curves, ("run", "seed", "epoch", *CURVES), _epochs(job, folder))
+    console.print(summary(read_rows(results)))
     if read_rows(curves):
         from curves import draw  # matplotlib is slow to load
 
         draw(read_rows(curves), results.with_suffix(".png"))
+        console.print(f"rows, curves, picture: {results.parent.name}/{results.stem}*")
     return 0
+
+
+def summary(rows: list[dict[str, str]]) -> Table:
+    """A line for each run: means over its seeds, with the 95 % interval (Student's t)."""
+    table = Table(title="mean over seeds (95 % interval)", title_justify="left")
+    for column in ("run", "seeds", "test", "test, views", "validation", "minutes", "PFLOP"):
+        table.add_column(column, justify="left" if column == "run" else "right")
+    for run in dict.fromkeys(row["run"] for row in rows):
+        mine = [row for row in rows if row["run"] == run]
+        honest = [row for row in mine if row["trained_on_val"] != "True"]
+        table.add_row(
+            run,
+            str(len(mine)),
+            *(_mean(mine, key) for key in ("test_accuracy", "test_accuracy_views")),
+            _mean(honest, "val_accuracy"),
+            f"{statistics.mean(float(row['minutes']) for row in mine):.1f}",
+            f"{statistics.mean(float(row['pflop']) for row in mine):.3f}",
+        )
+    return table
+
+
+def _mean(rows: list[dict[str, str]], key: str) -> str:
+    values = [100 * float(row[key]) for row in rows if row[key]]
+    if not values:
+        return ""
+    middle = statistics.mean(values)
+    if len(values) == 1:
+        return f"{middle:.2f}"
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{middle:.2f} ({middle - half:.2f} to {middle + half:.2f})"
 
 
 def read_jobs(path: Path) -> list[Job]:

@@ -53,6 +53,7 @@ def fit(cfg: DictConfig) -> float:
             ending,
         ],
     )
+    facts = report.facts(run, trainer)  # the code may change on disk while it runs
     if trainer.is_global_zero:
         run.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(run.resolved), run.folder / "config.yaml")
@@ -77,7 +78,7 @@ def fit(cfg: DictConfig) -> float:
     if trainer.is_global_zero:
         _draw(run, trainer)
         summary = {
-            **report.facts(run, trainer),
+            **facts,
             "val": _part(metrics, "val/"),
             "best_val_accuracy": best,
             "test": _part(tested, "test/"),

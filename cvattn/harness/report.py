@@ -83,7 +83,7 @@ def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: li
 
 
 def facts(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
-    """What can be said of a run whatever came out of it."""
+    """What can be said of a run before it begins, whatever comes out of it."""
     info = run.info
     return {
         "model": run.name,

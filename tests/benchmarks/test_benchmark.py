@@ -22,7 +22,7 @@ import cases  # noqa: E402
 import machine  # noqa: E402
 import methods  # noqa: E402
 import rows  # noqa: E402
-from paired import fitted_exponent, paired_ratio, quartiles  # noqa: E402
+from paired import fitted_exponent, paired_difference, paired_ratio, quartiles  # noqa: E402
 
 QUICK = {case.kind: case for case in cases.QUICK_CASES}
 SHAPES = {"map": (2, 17, 5, 7), "pooled": (2, 17, 6, 10), "tokens": (3, 11, 26)}
@@ -93,6 +93,12 @@ def test_paired_ratio_finds_the_ratio_through_drift() -> None:
         assert found.low <= found.median <= found.high
     assert wide.high - wide.low > 3 * (near.high - near.low)
     assert paired_ratio(*noisy_times(0.5, 0.2)) == wide
+
+
+def test_paired_difference_is_of_each_round() -> None:
+    drift = [1.0, 5.0, 2.0, 9.0, 4.0, 3.0, 7.0]
+    found = paired_difference([t + 0.25 for t in drift], drift)
+    assert found == pytest.approx((0.25, 0.25, 0.25))
 
 
 def test_paired_ratio_takes_the_order_statistics_of_the_sign_test() -> None:

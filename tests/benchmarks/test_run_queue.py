@@ -44,6 +44,21 @@ def test_the_list_of_the_readme_can_be_read():
     assert len(jobs) == len({job.key for job in jobs}) >= 10
 
 
+def test_means_come_with_their_intervals():
+    common = {"minutes": "2", "pflop": "0.1", "test_accuracy_views": "", "val_accuracy": "0.5"}
+    accuracies = [0.90, 0.91, 0.92, 0.91, 0.91]
+    rows = [
+        {"run": "a", "test_accuracy": str(x), "trained_on_val": "True"} | common for x in accuracies
+    ]
+    rows.append({"run": "b", "test_accuracy": "0.5", "trained_on_val": "False"} | common)
+    table = run_queue.summary(rows)
+    cells = [list(column.cells) for column in table.columns]
+    # Of 5 values with a standard deviation of 0.7071: 2.776 * 0.7071 / sqrt(5) = 0.878.
+    assert cells[1] == ["5", "1"]
+    assert cells[2] == ["91.00 (90.12 to 91.88)", "50.00"]
+    assert cells[4] == ["", "50.00"]  # what was trained on says nothing
+
+
 @pytest.mark.slow
 def test_stopped_and_started_again_each_run_is_written_down_once(tmp_path):
     named = {

@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 from omegaconf import open_dict
-from runs import TINY
+from runs import CONF, TINY
 
 from cvattn.harness import ConfigError
 from cvattn.harness.config_check import fits
@@ -19,6 +19,26 @@ def test_every_choice_binds_to_what_it_calls(composed, model, data, trainer, log
     if data == "cifar10":
         overrides.append(f"data.root={tmp_path}")
     settle(composed(overrides), overrides)
+
+
+@pytest.mark.parametrize(
+    "choice", [f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml"))]
+)
+def test_every_experiment_binds_and_the_command_line_wins(composed, choice, tmp_path):
+    overrides = [choice, f"data.root={tmp_path}", "recipe.epochs=3"]
+    cfg = composed(overrides)
+    settle(cfg, overrides)
+    assert cfg.trainer.max_epochs == 3
+
+
+@pytest.mark.parametrize(
+    "choice", [path.stem for path in sorted((CONF / "callbacks").glob("*.yaml"))]
+)
+def test_every_callback_joins_the_default_ones(composed, choice):
+    overrides = ["data=digits", f"callbacks=[default,{choice}]"]
+    cfg = composed(overrides)
+    settle(cfg, overrides)
+    assert {"best", "last", "attention"} <= set(cfg.callbacks)
 
 
 WRONG = [

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from cvattn.data import CIFAR10Data, DataError
-from cvattn.data.cifar10_files import PARQUETS, find, has_official_pixels, read
+from cvattn.data.cifar_facts import PARQUETS
+from cvattn.data.cifar_files import find, has_official_pixels, read
 
 QUALITY = 75
 
@@ -34,10 +35,10 @@ def main() -> int:
         CIFAR10Data(root=args.source).prepare_data()
     except DataError as error:
         parser.error(str(error))
-    found = find(args.source.absolute())
+    found = find(CIFAR10Data.cifar, args.source.absolute())
     assert found is not None  # prepare_data() saw to it
     sets = read(found)
-    if not has_official_pixels(sets["test"].images):
+    if not has_official_pixels(found, sets["test"].images):
         parser.error(f"{args.source} does not hold the official pixels; a copy of a copy is worse")
     args.target.mkdir(parents=True, exist_ok=True)
     for split, name in PARQUETS.items():

@@ -2,7 +2,7 @@
 
 from cvattn.data.auto import Choice, choose
 from cvattn.data.checks import DataError
-from cvattn.data.cifar10 import CIFAR10Data
+from cvattn.data.cifar import CIFAR10Data, CIFAR100Data
 from cvattn.data.digits import DigitsData
 from cvattn.data.folder import FolderData
 from cvattn.data.image_data import ImageDataModule
@@ -14,6 +14,7 @@ __all__ = [
     "VIEWS",
     "BatchLoader",
     "CIFAR10Data",
+    "CIFAR100Data",
     "Choice",
     "DataError",
     "DataInfo",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvattn.data import cifar10, cifar10_files, download
+from cvattn.data import cifar, cifar_files, download
 from cvattn.data.checks import DataError
 
 PATIENCE = 180.0
@@ -30,14 +30,14 @@ def choose(root: str | Path, *, offline: bool = False) -> Choice:
     """
     root = Path(root).expanduser().absolute()
     try:
-        found = cifar10_files.find(root)
+        found = cifar_files.find(cifar.CIFAR10Data.cifar, root)
     except DataError as error:
         return Choice("digits", str(error))
     if found is not None:
         return Choice("cifar10", f"found {found.words}")
     if offline or download.is_offline():
         return Choice("digits", f"CIFAR-10 is not in {root} and downloads are forbidden")
-    best, _ = cifar10.promise()
+    best, _ = cifar.promise(cifar.CIFAR10Data.cifar)
     if best is None or best.seconds is None:
         return Choice(
             "digits",

@@ -11,7 +11,7 @@ class DataInfo:
     the image size. What needs pixels is completed by ``setup()`` and then found in ``.info``.
 
     Attributes:
-        name: "cifar10", "digits" or "folder".
+        name: "cifar10", "cifar100", "digits" or "folder".
         classes: the class names; label ``i`` means ``classes[i]``.
         channels: channels of an image.
         image_size: (H, W) in pixels.

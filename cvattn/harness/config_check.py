@@ -120,7 +120,7 @@ def _resolve(path: str, target: Any) -> Any:
 
 def _annotation(cls: type, parameter: inspect.Parameter) -> Any:
     try:
-        return typing.get_type_hints(vars(cls).get("__init__", cls)).get(parameter.name, Any)
+        return typing.get_type_hints(cls.__init__).get(parameter.name, Any)  # type: ignore[misc]
     except (NameError, TypeError):
         return Any
 
@@ -142,6 +142,8 @@ def fits(value: Any, annotation: Any) -> bool:
         return any(fits(value, option) for option in arguments)
     if origin is typing.Annotated:
         return fits(value, arguments[0])
+    if annotation is Any:
+        return True
     if annotation is None or annotation is type(None):
         return value is None
     if annotation is bool:

@@ -1,5 +1,6 @@
 """Small copies of CIFAR-10 on disk, and a server on this machine that is as bad as a test wants."""
 
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -7,11 +8,17 @@ import threading
 
 from PIL import Image
 
-from cvattn.data import cifar10_files
+from cvattn.data import CIFAR10Data
+from cvattn.data.cifar_facts import PARQUETS
 
 
 def md5(data: bytes) -> str:
     return hashlib.md5(data).hexdigest()
+
+
+def change(monkeypatch, cls=CIFAR10Data, **facts):
+    """Replace some facts of a data module's CIFAR for one test."""
+    monkeypatch.setattr(cls, "cifar", dataclasses.replace(cls.cifar, **facts))
 
 
 def parquet_bytes(pixels, labels, **changes) -> bytes:
@@ -26,21 +33,22 @@ def parquet_bytes(pixels, labels, **changes) -> bytes:
     for row, data in changes.get("replace", {}).items():
         rows[row]["bytes"] = data
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    table = pyarrow.table({"img": pyarrow.array(rows, kind), "label": pyarrow.array(labels)})
+    column = changes.get("label_column", "label")
+    table = pyarrow.table({"img": pyarrow.array(rows, kind), column: pyarrow.array(labels)})
     out = io.BytesIO()
     parquet.write_table(table, out)
     return out.getvalue()
 
 
 def lay_out(tiny, root, form):
-    """Write the small CIFAR-10 below ``root`` in one form; returns the files written."""
+    """Write the small CIFAR below ``root`` in one form; returns the files written."""
     if form == "folder":
-        files = {f"cifar-10-batches-py/{n}": d for n, d in tiny.batches.items()}
+        files = {f"{tiny.folder}/{n}": d for n, d in tiny.batches.items()}
     elif form == "archive":
-        files = {cifar10_files.ARCHIVE: tiny.archive}
+        files = {tiny.archive_name: tiny.archive}
     else:
         place = form.removeprefix("parquet").removeprefix(":")
-        files = {f"{place}/{n}": tiny.parquets[s] for s, n in cifar10_files.PARQUETS.items()}
+        files = {f"{place}/{n}": tiny.parquets[s] for s, n in PARQUETS.items()}
     paths = []
     for name, data in files.items():
         path = root / name.lstrip("/")

@@ -3,9 +3,9 @@
 import time
 
 import pytest
-from copies import lay_out
+from copies import change, lay_out
 
-from cvattn.data import Choice, choose, cifar10, download
+from cvattn.data import Choice, choose, download
 
 
 @pytest.mark.parametrize("form", ["folder", "archive", "parquet:plain_text"])
@@ -44,7 +44,7 @@ def test_three_minutes_decide(serve_tiny, tmp_path, monkeypatch, seconds, name):
 
 def test_no_network_is_digits(tmp_path, monkeypatch):
     dead = download.Source("dead", (download.RemoteFile("http://127.0.0.1:9/c", "c", 10),))
-    monkeypatch.setattr(cifar10, "SOURCES", (dead,))
+    change(monkeypatch, sources=(dead,))
     start = time.monotonic()
     choice = choose(tmp_path)
     assert time.monotonic() - start < 15

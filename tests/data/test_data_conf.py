@@ -11,6 +11,13 @@ import cvattn.data
 CONF = Path(__file__).parents[2] / "conf" / "data"
 
 
+def test_cifar_100_is_configured_as_cifar_10():
+    ours = OmegaConf.load(CONF / "cifar100.yaml")
+    assert ours == {"defaults": ["cifar10", "_self_"], "_target_": "cvattn.data.CIFAR100Data"}
+    both = (cvattn.data.CIFAR10Data, cvattn.data.CIFAR100Data)
+    assert inspect.signature(both[0]) == inspect.signature(both[1])
+
+
 @pytest.mark.parametrize("name", ["cifar10", "digits", "folder"])
 def test_every_tunable_is_listed_and_can_be_built(name, tmp_path, monkeypatch):
     monkeypatch.setenv("CVATTN_DATA", str(tmp_path))

@@ -36,7 +36,7 @@ def test_every_image_is_a_jpeg_of_quality_75_in_its_place(tiny, tmp_path, monkey
 def test_a_copy_of_a_copy_is_refused(tiny, tmp_path, monkeypatch, capsys):
     tiny.pixels["test"][0, 0, 0, 0] ^= 255
     lay_out(tiny, tmp_path / "copy", "parquet")
-    monkeypatch.setattr(jpeg_copy, "has_official_pixels", lambda _: False)
+    monkeypatch.setattr(jpeg_copy, "has_official_pixels", lambda *_: False)
     monkeypatch.setattr("sys.argv", ["jpeg_copy.py", str(tmp_path / "copy"), str(tmp_path / "x")])
     with pytest.raises(SystemExit):
         jpeg_copy.main()

@@ -11,12 +11,12 @@ from cvattn.harness.settle import settle
 
 
 @pytest.mark.parametrize("model", ["sagan", "vit"])
-@pytest.mark.parametrize("data", ["digits", "cifar10"])
+@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100"])
 @pytest.mark.parametrize("trainer", ["auto", "ddp"])
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])
 def test_every_choice_binds_to_what_it_calls(composed, model, data, trainer, logger, tmp_path):
     overrides = [f"model={model}", f"data={data}", f"trainer={trainer}", f"logger={logger}"]
-    if data == "cifar10":
+    if data.startswith("cifar"):
         overrides.append(f"data.root={tmp_path}")
     settle(composed(overrides), overrides)
 

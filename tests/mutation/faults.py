@@ -298,10 +298,10 @@ FAULTS = (
     ),
     Fault(
         "validation equal to test",
-        "data/cifar10.py",
+        "data/cifar.py",
         'ImageSet(both["train"].images[val], labels[val])',
         'both["test"]',
-        ("data/test_cifar10.py::test_every_form_gives_the_same_images[folder]",),
+        ("data/test_cifar.py::test_every_form_gives_the_same_images[folder]",),
     ),
     Fault(
         "validation images train as well",

@@ -1,4 +1,4 @@
-"""CIFAR-10 on disk, in each of the forms that people have: finding, checking, reading.
+"""CIFAR-10 and CIFAR-100 on disk, in the forms that people have: finding, checking, reading.
 
 Damage is reported with the file's name and, where the format knows it, the place in it.
 """
@@ -9,7 +9,6 @@ import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,18 @@ from torch import Tensor
 from cvattn.data import download
 from cvattn.data.cache import cached
 from cvattn.data.checks import DataError
+from cvattn.data.cifar_facts import PARQUETS, Cifar
 from cvattn.data.image_data import ImageSet
-
-COUNTS = {"train": 50_000, "test": 10_000}
-# sha256 of the labels as uint8, in the official order.
-LABEL_HASHES = {
-    "train": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
-    "test": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
-}
-# sha256 of the first 1,000 official test images as uint8 (1000, 32, 32, 3) in C order.
-OFFICIAL_PIXELS = "da362006b99671213d1a5d856cab2bedf64d40bad4501630ee60f4ceb2d3ec7f"
-ARCHIVE = "cifar-10-python.tar.gz"
-PARQUETS = {"train": "train-00000-of-00001.parquet", "test": "test-00000-of-00001.parquet"}
 
 
 @dataclass(frozen=True)
 class Found:
-    """CIFAR-10 in one form: "folder" (extracted batches), "archive" (.tar.gz) or "parquet".
+    """One of the two in one form: "folder" (extracted), "archive" (.tar.gz) or "parquet".
 
     ``paths`` holds the folder, the archive, or the parquet files of train and test.
     """
 
+    cifar: Cifar
     form: str
     paths: tuple[Path, ...]
 
@@ -54,38 +44,38 @@ class Found:
         return f"{kind} {self.paths[0]}"
 
 
-def find(root: Path) -> Found | None:
+def find(cifar: Cifar, root: Path) -> Found | None:
     """The best copy below a data root, by names alone; None where there is nothing.
 
-    Looks in the root and in ``root/cifar10``: the extracted folder, the archive, then the two
-    parquet files (also in ``plain_text/``). An incomplete copy counts only where no complete one
-    is.
+    Looks in the root and in ``root/cifar10`` (or ``root/cifar100``): the extracted folder, the
+    archive, then the two parquet files (also in ``plain_text/``). An incomplete copy counts only
+    where no complete one is.
 
     Raises:
         DataError: one of the two parquet files is there and the other is not, and it is not our
             own unfinished download.
     """
-    from torchvision.datasets import CIFAR10
-
     incomplete: Found | None = None
     half: Path | None = None
-    for base in (root, root / "cifar10"):
-        folder = base / CIFAR10.base_folder
+    for base in (root, root / cifar.name):
+        folder = base / cifar.torchvision.base_folder
         if folder.is_dir():
-            if all((folder / name).is_file() for name, _ in _batches()):
-                return Found("folder", (folder,))
-            incomplete = incomplete or Found("folder", (folder,))
-        if (base / ARCHIVE).is_file():
-            return Found("archive", (base / ARCHIVE,))
+            if all((folder / name).is_file() for name, _ in _official(cifar)):
+                return Found(cifar, "folder", (folder,))
+            incomplete = incomplete or Found(cifar, "folder", (folder,))
+        if (base / cifar.archive).is_file():
+            return Found(cifar, "archive", (base / cifar.archive,))
         for place in (base, base / "plain_text"):
             paths = tuple(place / name for name in PARQUETS.values())
             there = [path for path in paths if path.is_file()]
             if len(there) == 2:
-                return Found("parquet", paths)
+                return Found(cifar, "parquet", paths)
             if there and not download.is_ours(there[0]):
                 half = half or next(path for path in paths if path not in there)
     if incomplete is None and half is not None:
-        raise DataError(f"{half} is missing, the other parquet file of CIFAR-10 is there; add it")
+        raise DataError(
+            f"{half} is missing, the other parquet file of {cifar.title} is there; add it"
+        )
     return incomplete
 
 
@@ -95,11 +85,10 @@ def problem(found: Found) -> tuple[Path, str] | None:
     Costs under a second: checksums of the official files, label hashes of the parquet files (their
     pixels are only decoded by :func:`read`, unless we know their sha256 from a download).
     """
-    from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity
 
     if found.form == "folder":
-        for name, md5 in _batches():
+        for name, md5 in _official(found.cifar):
             path = found.paths[0] / name
             if not path.is_file():
                 return path, "is missing from the extracted archive"
@@ -107,15 +96,15 @@ def problem(found: Found) -> tuple[Path, str] | None:
                 return path, f"is damaged: its md5 is not {md5}"
         return None
     if found.form == "archive":
-        path = found.paths[0]
-        if not check_integrity(str(path), CIFAR10.tgz_md5):
-            return path, f"is truncated or damaged: its md5 is not {CIFAR10.tgz_md5}"
+        path, md5 = found.paths[0], found.cifar.torchvision.tgz_md5
+        if not check_integrity(str(path), md5):
+            return path, f"is truncated or damaged: its md5 is not {md5}"
         return None
     for split, path in zip(PARQUETS, found.paths, strict=True):
         if download.is_ours(path) and not download.is_as_downloaded(path):
             return path, "is no longer as it was downloaded"
         try:
-            _check_labels(split, path, _labels(path))
+            _check_labels(found.cifar, split, path, _labels(found.cifar, path))
         except DataError as error:
             return path, str(error).removeprefix(f"{path} ")
     return None
@@ -128,10 +117,10 @@ def read(found: Found) -> dict[str, ImageSet]:
         DataError: naming the damaged file.
     """
     if found.form == "parquet":
-        return _read_parquets(found.paths)
+        return _read_parquets(found)
     if found.form == "folder":
         try:
-            return _read_batches(found.paths[0].parent)
+            return _read_official(found.cifar, found.paths[0].parent)
         except RuntimeError as error:  # torchvision checks, and does not say which file it is
             wrong = problem(found) or (found.paths[0], f"cannot be read: {error}")
             raise DataError(" ".join(map(str, wrong))) from error
@@ -140,62 +129,65 @@ def read(found: Found) -> dict[str, ImageSet]:
         try:
             with tarfile.open(found.paths[0]) as archive:
                 archive.extractall(place, filter="data")
-            return _read_batches(Path(place))
+            return _read_official(found.cifar, Path(place))
         except (tarfile.TarError, EOFError, zlib.error, RuntimeError) as error:
             raise DataError(
                 f"{found.paths[0]} is truncated or damaged: {error}; get the archive again"
             ) from error
 
 
-def has_official_pixels(test: Tensor) -> bool:
-    """Whether the first 1,000 test images, uint8 (N, 3, 32, 32), are the published ones."""
+def has_official_pixels(found: Found, test: Tensor) -> bool | None:
+    """Whether the test images, uint8 (N, 3, 32, 32), are the published ones; None: who knows."""
+    if found.cifar.official_pixels is None:
+        if found.form != "parquet":
+            return True  # the official files, by their sums
+        first = _column(found.cifar, found.paths[1], "img")[0].as_py()["bytes"]
+        return False if first.startswith(b"\xff\xd8") else None  # JPEG loses something
     pixels = test[:1000].permute(0, 2, 3, 1).contiguous().numpy()
-    return hashlib.sha256(pixels.tobytes()).hexdigest() == OFFICIAL_PIXELS
+    return hashlib.sha256(pixels.tobytes()).hexdigest() == found.cifar.official_pixels
 
 
-def _batches() -> list[tuple[str, str]]:
+def _official(cifar: Cifar) -> list[tuple[str, str]]:
     """(file name, md5) of everything in the extracted folder that torchvision reads."""
-    from torchvision.datasets import CIFAR10
+    dataset = cifar.torchvision
+    files = [(name, md5) for name, md5 in (*dataset.train_list, *dataset.test_list)]
+    return [*files, (dataset.meta["filename"], dataset.meta["md5"])]
 
-    files = [(name, md5) for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list)]
-    return [*files, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
 
-
-def _read_batches(root: Path) -> dict[str, ImageSet]:
-    from torchvision.datasets import CIFAR10
-
+def _read_official(cifar: Cifar, root: Path) -> dict[str, ImageSet]:
     sets = {}
     for split in ("train", "test"):
         with warnings.catch_warnings():
             # The published pickles are of 2009; newer NumPy versions warn about their spelling.
             warnings.simplefilter("ignore")
-            data = CIFAR10(root, train=split == "train", download=False)
+            data = cifar.torchvision(root, train=split == "train", download=False)
         images = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
         sets[split] = ImageSet(images, torch.tensor(data.targets))
     return sets
 
 
-def _read_parquets(paths: Sequence[Path]) -> dict[str, ImageSet]:
+def _read_parquets(found: Found) -> dict[str, ImageSet]:
     import PIL
 
-    files = dict(zip(PARQUETS, paths, strict=True))
-    labels = {split: _labels(path) for split, path in files.items()}
+    cifar = found.cifar
+    files = dict(zip(PARQUETS, found.paths, strict=True))
+    labels = {split: _labels(cifar, path) for split, path in files.items()}
     for split, path in files.items():
-        _check_labels(split, path, labels[split])
+        _check_labels(cifar, split, path, labels[split])
 
     def make() -> dict[str, np.ndarray]:
-        return {split: _decode_parquet(path) for split, path in files.items()}
+        return {split: _decode_parquet(cifar, path) for split, path in files.items()}
 
-    pixels, _ = cached("cifar10", paths, f"Pillow {PIL.__version__}", make)
+    pixels, _ = cached(cifar.name, found.paths, f"Pillow {PIL.__version__}", make)
     return {
         split: ImageSet(torch.from_numpy(pixels[split]), torch.from_numpy(labels[split]))
         for split in files
     }
 
 
-def _decode_parquet(path: Path) -> np.ndarray:
+def _decode_parquet(cifar: Cifar, path: Path) -> np.ndarray:
     """All images of a parquet file, uint8 (N, 3, 32, 32)."""
-    column = _column(path, "img")
+    column = _column(cifar, path, "img")
     try:
         encoded = column.combine_chunks().field("bytes").to_pylist()
     except (KeyError, AttributeError) as error:
@@ -226,25 +218,36 @@ def _decode(path: Path, row: int, data: bytes | None) -> np.ndarray:
     return np.frombuffer(pixels, np.uint8).reshape(32, 32, 3)
 
 
-def _labels(path: Path) -> np.ndarray:
+def _labels(cifar: Cifar, path: Path) -> np.ndarray:
     # Copied: what Arrow hands out is read only, and torch wants to own its memory.
-    return np.asarray(_column(path, "label")).astype(np.int64)
+    return np.asarray(_column(cifar, path, cifar.label_column)).astype(np.int64)
 
 
-def _check_labels(split: str, path: Path, labels: np.ndarray) -> None:
-    if len(labels) != COUNTS[split]:
-        raise DataError(f"{path} holds {len(labels)} images, expected {COUNTS[split]}")
-    if hashlib.sha256(labels.astype(np.uint8).tobytes()).hexdigest() != LABEL_HASHES[split]:
-        raise DataError(f"{path} holds other labels than CIFAR-10's, or in another order")
+def _check_labels(cifar: Cifar, split: str, path: Path, labels: np.ndarray) -> None:
+    count = cifar.counts[split]
+    if len(labels) != count:
+        raise DataError(f"{path} holds {len(labels)} images, expected {count}")
+    if cifar.label_hashes is not None:
+        found = hashlib.sha256(labels.astype(np.uint8).tobytes()).hexdigest()
+        if found != cifar.label_hashes[split]:
+            raise DataError(f"{path} holds other labels than {cifar.title}'s, or in another order")
+        return
+    classes = len(cifar.classes)
+    each = np.bincount(np.clip(labels, 0, classes), minlength=classes)
+    if each.tolist() != [count // classes] * classes:
+        raise DataError(
+            f"{path} holds other labels than {cifar.title}'s, which has {count // classes} images "
+            f"of each of {classes} classes"
+        )
 
 
-def _column(path: Path, name: str) -> Any:
+def _column(cifar: Cifar, path: Path, name: str) -> Any:
     import pyarrow
     from pyarrow import parquet
 
     try:
+        if name not in parquet.read_schema(path).names:
+            raise DataError(f"{path} has no column {name!r}; is it {cifar.title}?")
         return parquet.read_table(path, columns=[name]).column(name)
-    except KeyError as error:
-        raise DataError(f"{path} has no column {name!r}; is it CIFAR-10?") from error
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is truncated or damaged: {error}") from error

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from copies import lay_out, parquet_bytes
+from copies import change, lay_out, parquet_bytes
 
-from cvattn.data import CIFAR10Data, DataError, cifar10_files, download
+from cvattn.data import CIFAR10Data, CIFAR100Data, DataError, cifar_files, download
 
 FORMS = ["folder", "archive", "parquet", "parquet:plain_text", "parquet:cifar10/plain_text"]
 REAL = os.environ.get("CVATTN_DATA")
@@ -105,9 +105,9 @@ def test_one_of_two_parquet_files_is_named(tiny, tmp_path):
 
 def test_a_complete_copy_wins_over_an_incomplete_one(tiny, tmp_path):
     lay_out(tiny, tmp_path, "folder")[3].unlink()
-    assert cifar10_files.find(tmp_path).form == "folder"
+    assert cifar_files.find(CIFAR10Data.cifar, tmp_path).form == "folder"
     lay_out(tiny, tmp_path, "archive")
-    assert cifar10_files.find(tmp_path).form == "archive"
+    assert cifar_files.find(CIFAR10Data.cifar, tmp_path).form == "archive"
 
 
 def test_it_downloads_and_reads(serve_tiny, tmp_path):
@@ -122,7 +122,7 @@ def test_it_downloads_and_reads(serve_tiny, tmp_path):
 def test_both_parquet_files_come_and_an_interrupted_pair_goes_on(
     serve_tiny, server, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("cvattn.data.cifar10.SOURCES", (serve_tiny["copy"],))
+    change(monkeypatch, sources=(serve_tiny["copy"],))
     download.fetch(serve_tiny["copy"].files[0], tmp_path)
     server.log.clear()
     data = CIFAR10Data(root=tmp_path)
@@ -137,7 +137,7 @@ def test_both_parquet_files_come_and_an_interrupted_pair_goes_on(
 def test_our_damaged_download_is_set_aside_and_fetched_again(
     serve_tiny, tmp_path, monkeypatch, name
 ):
-    monkeypatch.setattr("cvattn.data.cifar10.SOURCES", (serve_tiny[name],))
+    change(monkeypatch, sources=(serve_tiny[name],))
     CIFAR10Data(root=tmp_path).prepare_data()
     path = tmp_path / serve_tiny[name].files[-1].path
     good = path.read_bytes()
@@ -154,14 +154,14 @@ def test_our_damaged_download_is_set_aside_and_fetched_again(
 def test_a_server_that_sends_something_else_ends_in_an_error(
     serve_tiny, server, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("cvattn.data.cifar10.SOURCES", (serve_tiny["official"],))
+    change(monkeypatch, sources=(serve_tiny["official"],))
     server.files["/official.tar.gz"] = b"a page that asks for a password"
     with pytest.raises(DataError, match="what the server sends is not CIFAR-10"):
         CIFAR10Data(root=tmp_path).prepare_data()
 
 
 def test_several_processes_download_once(serve_tiny, server, tmp_path, monkeypatch):
-    monkeypatch.setattr("cvattn.data.cifar10.SOURCES", (serve_tiny["official"],))
+    change(monkeypatch, sources=(serve_tiny["official"],))
     server.delay = 0.002
     errors = []
 
@@ -191,7 +191,7 @@ def test_offline_without_data_says_what_to_do(tmp_path, monkeypatch):
 
 def test_no_network_is_an_error_within_20_seconds(tmp_path, monkeypatch):
     dead = download.Source("dead", (download.RemoteFile("http://127.0.0.1:9/c", "c", 10),))
-    monkeypatch.setattr("cvattn.data.cifar10.SOURCES", (dead,))
+    change(monkeypatch, sources=(dead,))
     start = time.monotonic()
     with pytest.raises(DataError, match=r"no server answered \(tried http://127.0.0.1:9/c.*put "):
         CIFAR10Data(root=tmp_path).prepare_data()
@@ -207,10 +207,8 @@ def test_decoded_pixels_are_cached_and_a_damaged_cache_is_not_believed(tiny, tmp
     cache = Path(os.environ["CVATTN_CACHE"])
     lay_out(tiny, tmp_path, "parquet")
     decoded = []
-    decode = cifar10_files._decode
-    monkeypatch.setattr(
-        cifar10_files, "_decode", lambda *args: (decoded.append(1), decode(*args))[1]
-    )
+    decode = cifar_files._decode
+    monkeypatch.setattr(cifar_files, "_decode", lambda *args: (decoded.append(1), decode(*args))[1])
 
     def fingerprint():
         data = CIFAR10Data(root=tmp_path)
@@ -264,7 +262,7 @@ def test_bad_values_stop_at_construction(arguments, error, message):
 def test_the_real_copy(monkeypatch):
     monkeypatch.delenv("CVATTN_CACHE")  # the user's own: decoding takes seconds
     data = CIFAR10Data(root=REAL)
-    if cifar10_files.find(data.root) is None:
+    if cifar_files.find(CIFAR10Data.cifar, data.root) is None:
         pytest.skip("CVATTN_DATA holds no CIFAR-10")
     data.prepare_data()
     data.setup()
@@ -280,3 +278,61 @@ def test_the_real_copy(monkeypatch):
     for channel in range(3):
         assert abs(pixels[:, channel].mean() - data.info.mean[channel]) < tolerance
         assert abs(pixels[:, channel].std() - data.info.std[channel]) < tolerance
+
+
+@pytest.mark.parametrize("form", ["folder", "archive", "parquet", "parquet:cifar100"])
+def test_cifar_100_in_every_form(tiny100, tmp_path, form):
+    lay_out(tiny100, tmp_path, form)
+    data = CIFAR100Data(root=tmp_path)
+    data.prepare_data()
+    data.setup()
+    test = data.split("test")
+    assert np.array_equal(test.images.permute(0, 2, 3, 1).numpy(), tiny100.pixels["test"])
+    assert np.array_equal(test.labels.numpy(), tiny100.labels["test"])
+    info = data.info
+    assert (info.name, info.train_size, info.val_size, info.test_size) == ("cifar100", 40, 10, 10)
+    # Of a parquet file that is no JPEG nobody knows.
+    assert info.official_pixels is (None if form.startswith("parquet") else True)
+
+
+def test_cifar_100_has_100_classes_in_the_official_order():
+    classes = CIFAR100Data().describe().classes
+    assert len(set(classes)) == 100
+    assert list(classes) == sorted(classes)
+
+
+def test_a_jpeg_copy_of_cifar_100_is_not_official(tiny100, tmp_path):
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(tiny100.pixels["test"][0]).save(file, "JPEG")
+    tiny100.parquets["test"] = parquet_bytes(
+        tiny100.pixels["test"],
+        tiny100.labels["test"],
+        label_column="fine_label",
+        replace={0: file.getvalue()},
+    )
+    lay_out(tiny100, tmp_path, "parquet")
+    data = CIFAR100Data(root=tmp_path)
+    data.setup()
+    assert data.info.official_pixels is False
+
+
+def test_other_data_is_not_taken_for_cifar_100(tiny, tiny100, tmp_path):
+    lay_out(tiny, tmp_path / "ten", "parquet")
+    with pytest.raises(DataError, match=r"no column 'fine_label'; is it CIFAR-100\?"):
+        CIFAR100Data(root=tmp_path / "ten").prepare_data()
+    tiny100.parquets["train"] = parquet_bytes(
+        tiny100.pixels["train"], tiny100.labels["train"] // 2, label_column="fine_label"
+    )
+    lay_out(tiny100, tmp_path / "hundred", "parquet")
+    with pytest.raises(DataError, match="has 5 images of each of 10 classes"):
+        CIFAR100Data(root=tmp_path / "hundred").prepare_data()
+
+
+def test_cifar_100_missing_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("CVATTN_OFFLINE", "1")
+    with pytest.raises(DataError, match=r"CIFAR-100 is not in .*cifar-100-python\.tar\.gz.*digits"):
+        CIFAR100Data(root=tmp_path).prepare_data()

@@ -77,10 +77,11 @@ def main() -> int:
     left = [job for job in jobs if job.key not in done]
     if args.list:
         for job in jobs:
-            console.print(f"{'done' if job.key in done else 'to do'}  {job.run}  {job.command}")
+            state = "done" if job.key in done else "to do"
+            console.print(f"{state}  {job.run}  {job.command}", markup=False)
         return 0
     for number, job in enumerate([] if args.plot else left, start=1):
-        console.print(f"[bold]{number} of {len(left)}: {job.run}[/bold]  {job.command}")
+        console.print(f"{number} of {len(left)}: {job.run}  {job.command}", markup=False)
         folder = args.folder.absolute() / job.folder
         if not (folder / "summary.json").exists():
             code = subprocess.call(_start(job, folder), cwd=machine.ROOT)
@@ -162,7 +163,7 @@ def row_of(job: Job, folder: Path) -> dict[str, object]:
         "seed": job.seed,
         "command": job.command,
         "data": summary["data"]["label"],
-        "test_accuracy": summary["test"]["accuracy"],
+        "test_accuracy": summary["test"].get("accuracy", ""),
         "test_accuracy_views": summary["test"].get("accuracy_views", ""),
         "views": summary["test_views"],
         "val_accuracy": summary["val"]["accuracy"],

@@ -67,8 +67,9 @@ def fit(cfg: DictConfig) -> float:
         if trainer.fit_loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches:
             # trainer.max_steps ended it within an epoch, and the last validation was before that.
             metrics |= trainer.validate(run.task, datamodule=run.data, verbose=False)[0]
-        # With the last weights: the test set has no say in which ones.
-        tested = trainer.test(run.task, datamodule=run.data, verbose=False)[0]
+        # With the last weights: the test set has no say in which ones. With
+        # trainer.limit_test_batches=0 there is nothing to say.
+        tested = next(iter(trainer.test(run.task, datamodule=run.data, verbose=False)), {})
     except SystemExit:
         # Lightning leaves with 1 after Ctrl-C and 0 after SIGTERM, and nothing after it runs.
         if ending.exit_code is None:

@@ -80,6 +80,12 @@ def test_steps_may_say_when_to_end(run, tmp_path):
     assert summary["val"]["loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
+def test_the_test_set_can_be_left_alone(run, tmp_path, capsys):
+    run([*TINY, "trainer.limit_test_batches=0"])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test"] == {}
+    assert "test accuracy" in capsys.readouterr().out
+
+
 TINY_VIT = "model=vit model.embed_dim=12 model.num_heads=3 model.num_layers=2"
 
 

@@ -40,13 +40,13 @@ class RandAugment:
         from torchvision.transforms import v2
 
         augment = v2.RandAugment(self.operations, self.magnitude, num_magnitude_bins=_MAGNITUDES)
-        # torchvision draws from torch's own generator on the CPU.
+        # torchvision draws from torch's own generator on the CPU; those of GPUs are left alone.
         with torch.random.fork_rng(devices=[]):
             done = []
             for image, key in zip(
                 images, bits(seed, epoch, index, Stream.RAND_AUGMENT).tolist(), strict=True
             ):
-                torch.manual_seed(key)
+                torch.default_generator.manual_seed(key)
                 done.append(augment(image))
         return torch.stack(done)
 

@@ -54,13 +54,14 @@ def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: li
     cells = {
         "validation accuracy": _percent(summary["val"].get("accuracy")),
         "test accuracy": _percent(test.get("accuracy")),
-        f"with views {summary['test_views']}": _percent(test.get("accuracy_views")),
+    }
+    if "accuracy_views" in test:
+        cells[f"with views {summary['test_views']}"] = _percent(test["accuracy_views"])
+    cells |= {
         "minutes": f"{summary['minutes']:.1f}",
         "images/s": f"{summary['images_per_second']:,.0f}",
         "training PFLOP": f"{summary['pflop']:.4f}",
     }
-    if "accuracy_views" not in test:
-        del cells[f"with views {summary['test_views']}"]
     for name in cells:
         table.add_column(name, justify="right")
     table.add_row(*cells.values())

@@ -21,6 +21,8 @@ def mixing(mixup: float, cutmix: float, num_classes: int) -> Mixing | None:
     for name, value in (("mixup", mixup), ("cutmix", cutmix)):
         if value < 0:
             raise ValueError(f"{name}={value} must be 0 (not done) or positive")
+    if not mixup and not cutmix:
+        return None
     from torchvision.transforms import v2
 
     chosen = [
@@ -28,6 +30,4 @@ def mixing(mixup: float, cutmix: float, num_classes: int) -> Mixing | None:
         for make, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
         if alpha
     ]
-    if not chosen:
-        return None
     return chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
 # Five or so of these steps bring every singular value near 1 (Jordan et al., 2024, who chose the
 # coefficients for their slope at 0: the values end in 0.7..1.2 instead of converging).
@@ -89,34 +90,47 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            update = _muon if group["role"] == "hidden" else _adamw
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update(parameter, parameter.grad, self.state[parameter], group)
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["role"] == "hidden":
+                for parameter in params:
+                    _muon(parameter, self.state[parameter], group)
+            elif params:
+                _adamw(params, [self.state[p] for p in params], group)
         return loss
 
 
-def _muon(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict) -> None:
+def _muon(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    assert parameter.grad is not None
     if not state:
         state["momentum"] = torch.zeros_like(parameter)
-    momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
-    ahead = gradient.add(momentum, alpha=group["momentum"])
+    momentum = state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
+    ahead = parameter.grad.add(momentum, alpha=group["momentum"])
     parameter.mul_(1 - group["lr"] * group["weight_decay"])
     direction = orthogonalised(ahead.flatten(1), group["newton_schulz_steps"])
     parameter.add_(direction.view_as(parameter), alpha=-group["lr"])
 
 
-def _adamw(parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict) -> None:
-    if not state:
-        state |= {"step": 0, "mean": torch.zeros_like(parameter)}
-        state["square"] = torch.zeros_like(parameter)
-    state["step"] += 1
-    first, second = group["betas"]
-    mean = state["mean"].lerp_(gradient, 1 - first)
-    square = state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-    spread = (square / (1 - second ** state["step"])).sqrt_().add_(group["eps"])
-    parameter.addcdiv_(mean, spread, value=-group["lr"] / (1 - first ** state["step"]))
+def _adamw(params: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]) -> None:
+    for parameter, state in zip(params, states, strict=True):
+        if not state:
+            state["step"] = torch.zeros(())
+            state["mean"] = torch.zeros_like(parameter)
+            state["square"] = torch.zeros_like(parameter)
+    adamw(
+        params,
+        [p.grad for p in params if p.grad is not None],
+        [state["mean"] for state in states],
+        [state["square"] for state in states],
+        [],
+        [state["step"] for state in states],
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
 
 
 def orthogonalised(matrix: Tensor, steps: int) -> Tensor:

@@ -14,6 +14,7 @@ from cvattn.data import DigitsData
 from cvattn.harness import ConfigError, TrainingStopped
 from cvattn.harness.csv_log import read_metrics
 from cvattn.harness.resume import saved_config
+from cvattn.models.whitening import PatchWhitening
 
 
 def test_a_run_leaves_what_a_person_needs(run, tmp_path, capsys):
@@ -56,6 +57,17 @@ def test_the_network_comes_back_from_its_checkpoint(run, tmp_path):
         "assert not {'hydra', 'pytorch_lightning', 'omegaconf'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_first_layer_is_fitted_to_the_training_images(run, tmp_path):
+    run(TINY)
+    stem = cvattn.load(tmp_path / "run" / "checkpoints" / "last.ckpt").layers["stem"][0]
+    expected = PatchWhitening(3)
+    expected.fit(DigitsData().example_images(1257, split="train")[0])
+    # Components are known up to their sign; of equal channels some have no variance at all.
+    products = [layer.weight[:4].flatten(1) for layer in (stem, expected)]
+    torch.testing.assert_close(products[0].abs(), products[1].abs(), rtol=1e-3, atol=1e-3)
+    assert torch.equal(stem.weight[:12], -stem.weight[12:])
 
 
 def test_last_is_the_last_epoch_even_when_an_earlier_one_was_better(run, tmp_path):

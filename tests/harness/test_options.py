@@ -1,5 +1,7 @@
 """What is one line of configuration: averaging, early stopping, best-k, clipping, accumulation."""
 
+import json
+
 import pytest
 import torch
 from runs import TINY
@@ -9,6 +11,7 @@ from torch.optim.optimizer import (
 )
 
 import cvattn
+from cvattn.data import DigitsData
 
 
 @pytest.fixture
@@ -51,6 +54,11 @@ def test_averaged_weights_are_saved_loaded_and_tested(run, steps, tmp_path):
     for found, want, raw in zip(trained(network), average, weights[-1], strict=True):
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-6)
         assert not torch.equal(found, raw) or not found.any()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    with torch.no_grad():
+        (images, labels), *_ = DigitsData().test_dataloader()
+        loss = torch.nn.functional.cross_entropy(network(images), labels)
+    assert summary["test"]["loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
 def test_continuing_an_averaged_run_equals_never_stopping(run, tmp_path):

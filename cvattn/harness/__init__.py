@@ -6,11 +6,13 @@ from cvattn.harness.csv_log import CSVLog
 from cvattn.harness.errors import ConfigError, TrainingStopped
 from cvattn.harness.fit import fit
 from cvattn.harness.shell import plain_errors
+from cvattn.harness.sweep_table import SweepTable
 
 __all__ = [
     "AttentionMonitor",
     "CSVLog",
     "ConfigError",
+    "SweepTable",
     "TrainingStopped",
     "check_command_line",
     "fit",

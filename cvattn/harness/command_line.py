@@ -6,12 +6,13 @@ is composed first, and every key, group and choice that does not exist is named 
 
 import os
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -24,13 +25,18 @@ from cvattn.harness.resume import resume_arguments, saved_choices
 # Hydra's own flags, which it answers without running anything.
 _INFORM = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
 _SHELL = {"--shell-completion", "-sc"}
+# Groups that are for several runs: Hydra's plugin behind each, and the extra that installs it.
+_OF_A_SWEEP = {
+    "sweep": ("hydra-optuna-sweeper", "sweep"),
+    "launcher": ("hydra-submitit-launcher", "slurm"),
+}
 
 
 def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -> list[str]:
     """The arguments for Hydra, checked, with the run folder added when a run is continued.
 
     Args:
-        arguments: as in ``sys.argv[1:]``.
+        arguments: as in ``sys.argv[1:]``. ``sweep=`` and ``launcher=`` imply ``--multirun``.
         conf: the folder with ``config.yaml``.
 
     Raises:
@@ -43,6 +49,9 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
     conf = Path(conf).absolute()
     multirun = bool({"-m", "--multirun"} & set(arguments))
     overrides = [_parse(text) for text in arguments if not text.startswith("-")]
+    if _is_for_several_runs(overrides) and not multirun:
+        arguments.append("--multirun")
+        multirun = True
     if not multirun:
         # The keys that exist are those of the run that is continued, not of the defaults.
         added = _choices_of_the_run(overrides, conf)
@@ -67,6 +76,28 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
             raise ConfigError("ckpt_path= continues one run; it cannot be part of a multirun")
         arguments += resume_arguments(str(cfg.ckpt_path))
     return arguments
+
+
+def _is_for_several_runs(overrides: Sequence[Override]) -> bool:
+    """Whether ``sweep=`` or ``launcher=`` is chosen; that they can run is seen to here."""
+    named = {o.key_or_group: o for o in overrides}
+    chosen = [group for group in _OF_A_SWEEP if group in named and named[group].value() is not None]
+    for group in chosen:
+        package, extra = _OF_A_SWEEP[group]
+        try:
+            version(package)
+        except PackageNotFoundError:
+            raise ConfigError(
+                f"{named[group].input_line} needs {package}: pip install -e '.[{extra}]'"
+            ) from None
+    given = any(o.is_sweep_override() for o in overrides)
+    if "sweep" in chosen and not given and not any("hydra.sweeper.params" in key for key in named):
+        raise ConfigError(
+            f"{named['sweep'].input_line}: nothing to search; give a range or a choice, such as "
+            "'recipe.optimizer.lr=tag(log, interval(0.04, 0.64))' or "
+            "'recipe.label_smoothing=choice(0.0, 0.1, 0.2)'"
+        )
+    return bool(chosen)
 
 
 def _choices_of_the_run(overrides: Sequence[Override], conf: Path) -> list[str]:
@@ -158,6 +189,9 @@ def _check_choice(override: Override, group: str, conf: Path) -> None:
 def _first(override: Override) -> str:
     if not override.is_sweep_override():
         return override.input_line or ""
+    given = override.value()
+    if isinstance(given, IntervalSweep):
+        return f"{override.get_key_element()}={given.start}"
     value = next(iter(override.sweep_string_iterator()))
     return f"{override.get_key_element()}={value}"
 

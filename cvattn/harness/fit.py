@@ -5,6 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 
 from cvattn.cost import count_parameters
@@ -57,6 +58,8 @@ def fit(cfg: DictConfig) -> float:
     if trainer.is_global_zero:
         run.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(run.resolved), run.folder / "config.yaml")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(run.resolved)
         report.show_start(console, run, trainer)
     if run.cfg.compile:
         run.network.compile()
@@ -75,6 +78,9 @@ def fit(cfg: DictConfig) -> float:
         if ending.exit_code is None:
             raise
         raise SystemExit(ending.exit_code) from None
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # else it is open until the process ends, across a sweep
     best = _best(trainer, metrics)
     if trainer.is_global_zero:
         _draw(run, trainer)

@@ -98,6 +98,8 @@ def test_multirun_gives_every_job_a_folder(tmp_path):
     )
     summaries = sorted((tmp_path / "multirun").glob("*/*/summary.json"))
     assert [json.loads(path.read_text())["seed"] for path in summaries] == [1, 2]
+    (table,) = (tmp_path / "multirun").glob("*/sweep.csv")
+    assert table.read_text().startswith("run,seed,validation,")
 
 
 def test_a_mistake_is_one_clear_message(tmp_path):

@@ -1,0 +1,90 @@
+"""Sweeps: what is refused before anything runs, real searches and jobs, the table at the end."""
+
+import csv
+import importlib.metadata
+import json
+
+import pytest
+from runs import CONF, TINY, train
+
+from cvattn.harness import ConfigError, check_command_line
+from cvattn.harness.sweep_table import sweep_rows
+
+RANGE = "recipe.optimizer.lr=tag(log, interval(0.04, 0.64))"
+
+
+def needs(package: str) -> None:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"needs {package}")
+
+
+@pytest.mark.parametrize("group", ["sweep=optuna", "launcher=slurm", "launcher=local"])
+def test_a_plugin_that_is_not_installed_says_how(group, monkeypatch):
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("cvattn.harness.command_line.version", missing)
+    with pytest.raises(ConfigError, match=rf"{group} needs hydra-\w+-\w+: pip install"):
+        check_command_line([group, RANGE], CONF)
+
+
+def test_a_search_needs_something_to_search():
+    needs("hydra-optuna-sweeper")
+    with pytest.raises(ConfigError, match="sweep=optuna: nothing to search; give a range"):
+        check_command_line(["sweep=optuna", "data=digits"], CONF)
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("hydra-optuna-sweeper", ["sweep=optuna", RANGE, "data=digits"]),
+        ("hydra-submitit-launcher", ["launcher=slurm", "seed=1,2", "data=digits"]),
+    ],
+)
+def test_what_is_for_several_runs_is_a_multirun(package, arguments):
+    needs(package)
+    assert check_command_line(arguments, CONF) == [*arguments, "--multirun"]
+
+
+def test_the_table_has_what_differs_and_the_best_first(tmp_path):
+    for number, (seed, accuracy) in enumerate([(1, 0.5), (2, 0.75), (3, 0.625)]):
+        folder = tmp_path / f"{number}_sagan_digits"
+        folder.mkdir()
+        summary = {
+            "overrides": ["data=digits", f"seed={seed}"],
+            "best_val_accuracy": accuracy,
+            "minutes": 1.5,
+            "pflop": 0.25,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "3_sagan_digits").mkdir()  # one that did not finish
+    rows = sweep_rows(tmp_path)
+    assert [row["seed"] for row in rows] == ["2", "3", "1"]
+    assert list(rows[0]) == ["run", "seed", "validation", "minutes", "PFLOP"]
+    assert list(rows[0].values()) == ["1_sagan_digits", "2", "0.7500", "1.5", "0.2500"]
+    assert sweep_rows(tmp_path / "nowhere") == []
+
+
+@pytest.mark.slow
+def test_optuna_maximises_the_best_validation_accuracy(tmp_path):
+    needs("hydra-optuna-sweeper")
+    output = train(*TINY, "sweep=optuna", "hydra.sweeper.n_trials=3", RANGE, cwd=tmp_path)
+    (table,) = tmp_path.glob("multirun/*/sweep.csv")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert len(rows) == 3
+    assert len({row["recipe.optimizer.lr"] for row in rows}) == 3
+    assert all(0.04 <= float(row["recipe.optimizer.lr"]) <= 0.64 for row in rows)
+    found = (table.parent / "optimization_results.yaml").read_text()
+    assert rows[0]["recipe.optimizer.lr"] in found  # the best of the table is the plugin's too
+    assert "sweep.csv" in output
+
+
+@pytest.mark.slow
+def test_submitted_jobs_train_in_processes_of_their_own(tmp_path):
+    needs("hydra-submitit-launcher")
+    train(*TINY, "launcher=local", "seed=1,2", cwd=tmp_path)
+    summaries = sorted((tmp_path / "multirun").glob("*/*/summary.json"))
+    assert [json.loads(path.read_text())["seed"] for path in summaries] == [1, 2]
+    assert len(list((tmp_path / "multirun").glob("*/sweep.csv"))) == 1

@@ -22,6 +22,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -120,15 +121,25 @@ def summary(rows: list[dict[str, str]]) -> Table:
 
 def _mean(rows: list[dict[str, str]], key: str) -> str:
     values = [100 * float(row[key]) for row in rows if row[key]]
-    if not values:
-        return ""
-    middle = statistics.mean(values)
-    if len(values) == 1:
-        return f"{middle:.2f}"
+    return mean_text(values) if values else ""
+
+
+def mean_text(values: Sequence[float], sign: str = "") -> str:
+    """The mean and, of two values or more, its 95 % interval (Student's t)."""
+    middle, half = mean_interval(values)
+    text = f"{middle:{sign}.2f}"
+    ends = f"{middle - half:{sign}.2f} to {middle + half:{sign}.2f}"
+    return f"{text} ({ends})" if len(values) > 1 else text
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean and half the width of its 95 % interval; of a single value that is infinite."""
+    if len(values) < 2:
+        return statistics.mean(values), float("inf")
     from scipy.stats import t
 
     half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{middle:.2f} ({middle - half:.2f} to {middle + half:.2f})"
+    return statistics.mean(values), float(half)
 
 
 def read_jobs(path: Path) -> list[Job]:

@@ -24,7 +24,7 @@ SMALL = {
         "image_size": [24, 40],
         "widths": [5, 7, 11],
         "attention_after": ["stage1", "stage3"],
-        "attention_form": "biggan",
+        "attention": "biggan",
     },
     "VisionTransformer": {
         "num_classes": 3,

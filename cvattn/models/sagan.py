@@ -1,15 +1,17 @@
 """A compact CNN classifier with SAGAN self-attention between its stages."""
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from cvattn.blocks import SelfAttention2d
+from cvattn.models.controls import ConvolutionControl, frozen_attention
 from cvattn.models.image_input import check_images
 from cvattn.models.whitening import PatchWhitening
 
-_FORMS = {"common": SelfAttention2d, "biggan": SelfAttention2d.biggan}
+Attention = Literal["common", "pooled", "biggan", "frozen", "convolution", "none"]
 SMALLEST = 9  # pixels: one is left after the stem and three stages
 
 
@@ -27,10 +29,11 @@ class SAGANClassifier(nn.Module):
         num_classes: number of logits.
         in_channels, image_size: of the images; 9 pixels or more each way, square or not.
         widths: channels of stage1, stage2 and stage3; the stem has 8 for each of the image's.
-        attention: False builds the same network without the block.
+        attention: which block. "common" (:class:`SelfAttention2d`), "pooled" (with 2x2-pooled keys
+            and values), "biggan" (its released form), "none"; or a control at the cost of "common":
+            "frozen" (gamma stays 0) or "convolution" (:class:`ConvolutionControl`).
         attention_after: names of the layers that a block follows ("stem", "stage1", ...). For
             32x32 images these have maps of 31, 15, 7 and 3.
-        attention_form: "common" (:class:`SelfAttention2d`) or "biggan" (its released form).
 
     Shape:
         (B, in_channels, H, W) -> (B, num_classes).
@@ -43,15 +46,14 @@ class SAGANClassifier(nn.Module):
         in_channels: int = 3,
         image_size: tuple[int, int] = (32, 32),
         widths: Sequence[int] = (64, 256, 256),
-        attention: bool = True,
+        attention: Attention = "common",
         attention_after: Sequence[str] = ("stage2",),
-        attention_form: Literal["common", "biggan"] = "common",
     ) -> None:
         super().__init__()
         if len(widths) != 3:
             raise ValueError(f"widths={list(widths)}: expected 3, one for each stage")
-        if attention_form not in _FORMS:
-            raise ValueError(f"attention_form={attention_form!r}; expected one of {sorted(_FORMS)}")
+        if attention not in get_args(Attention):
+            raise ValueError(f"attention={attention!r}; expected one of {get_args(Attention)}")
         self.in_channels = in_channels
         self.image_size = (image_size[0], image_size[1])
         if min(self.image_size) < SMALLEST:
@@ -69,11 +71,24 @@ class SAGANClassifier(nn.Module):
         unknown = [name for name in attention_after if name not in channels]
         if unknown:
             raise ValueError(f"attention_after={unknown}: the layers are {list(channels)}")
-        make = _FORMS[attention_form]
+        sizes = self._map_sizes()
         self.attention = nn.ModuleDict(
-            {name: make(channels[name]) for name in attention_after} if attention else {}
+            {
+                name: _block(attention, channels[name], positions=math.prod(sizes[name]))
+                for name in attention_after
+                if attention != "none"
+            }
         )
         self.head = nn.Linear(widths[-1], num_classes)
+
+    def _map_sizes(self) -> dict[str, tuple[int, int]]:
+        """(H, W) of the map behind each layer."""
+        height, width = (side - 1 for side in self.image_size)
+        sizes = {"stem": (height, width)}
+        for name in list(self.layers)[1:]:
+            height, width = height // 2, width // 2
+            sizes[name] = (height, width)
+        return sizes
 
     def fit_to_images(self, images: Tensor) -> None:
         """Set the stem's filters from normalised training images (N, C, H, W)."""
@@ -89,6 +104,20 @@ class SAGANClassifier(nn.Module):
             if name in self.attention:
                 x = self.attention[name](x)
         return self.head(x.amax(dim=(2, 3)))
+
+
+def _block(attention: Attention, channels: int, *, positions: int) -> nn.Module:
+    match attention:
+        case "biggan":
+            return SelfAttention2d.biggan(channels)
+        case "pooled":
+            return SelfAttention2d(channels, kv_pool=2)
+        case "frozen":
+            return frozen_attention(channels)
+        case "convolution":
+            return ConvolutionControl(channels, positions=positions)
+        case _:
+            return SelfAttention2d(channels)
 
 
 def _stage(in_channels: int, out_channels: int) -> nn.Sequential:

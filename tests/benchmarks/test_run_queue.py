@@ -63,7 +63,7 @@ def test_means_come_with_their_intervals():
 def test_stopped_and_started_again_each_run_is_written_down_once(tmp_path):
     named = {
         "with": {"overrides": TINY, "seeds": [1]},
-        "without": {"overrides": [*TINY, "model.attention=false"], "seeds": [1]},
+        "without": {"overrides": [*TINY, "model.attention=none"], "seeds": [1]},
     }
     file = write_list(tmp_path / "queue.yaml", **named)
     results, folder = tmp_path / "results" / "queue.csv", tmp_path / "queue"

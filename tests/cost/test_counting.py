@@ -67,7 +67,7 @@ def test_macs_of_a_vision_transformer():
 def test_attention_costs_what_it_adds():
     sizes = {"image_size": (21, 11), "widths": (6, 8, 10)}
     images = torch.randn(1, 3, 21, 11)
-    without = count_macs(SAGANClassifier(5, **sizes, attention=False), images)
+    without = count_macs(SAGANClassifier(5, **sizes, attention="none"), images)
     n = 5 * 2
     block = n * 8 * (1 + 1 + 8) + n * n * (1 + 8)
     assert count_macs(SAGANClassifier(5, **sizes), images) == without + block

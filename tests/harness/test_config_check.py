@@ -43,8 +43,8 @@ def test_every_callback_joins_the_default_ones(composed, choice):
 
 WRONG = [
     ("model.widths=abc", r"model\.widths='abc': expected a list of int"),
-    ("model.attention=3", r"model\.attention=3: expected bool"),
-    ("model.attention_form=bigan", r"expected one of common, biggan"),
+    ("model.attention=true", r"model\.attention=True: expected one of common, pooled"),
+    ("model.attention=bigan", r"expected one of common, pooled, biggan"),
     ("recipe.optimizer.lr=abc", r"optimizer\.lr='abc': expected float"),
     ("trainer.max_epochs=many", r"trainer\.max_epochs='many'"),
     ("recipe.batch_size=2.5", r"data\.batch_size=2\.5: expected int"),

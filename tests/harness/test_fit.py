@@ -101,7 +101,7 @@ def test_the_test_set_can_be_left_alone(run, tmp_path, capsys):
 TINY_VIT = "model=vit model.embed_dim=12 model.num_heads=3 model.num_layers=2"
 
 
-@pytest.mark.parametrize("model", ["model.attention=false", TINY_VIT])
+@pytest.mark.parametrize("model", ["model.attention=none", TINY_VIT])
 def test_other_networks(run, tmp_path, model):
     tiny = [o for o in TINY if not o.startswith("model")] if "vit" in model else TINY
     run([*tiny, *model.split()])

@@ -88,3 +88,18 @@ def test_submitted_jobs_train_in_processes_of_their_own(tmp_path):
     summaries = sorted((tmp_path / "multirun").glob("*/*/summary.json"))
     assert [json.loads(path.read_text())["seed"] for path in summaries] == [1, 2]
     assert len(list((tmp_path / "multirun").glob("*/sweep.csv"))) == 1
+
+
+@pytest.mark.slow
+def test_the_ablation_is_a_multirun_of_its_three_forms(tmp_path):
+    tiny = [a for a in TINY if not a.startswith("model=")]
+    train("-m", "experiment=attention_ablation", *tiny, "seed=5", cwd=tmp_path)
+    (table,) = tmp_path.glob("multirun/*/sweep.csv")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert {row["model.attention"] for row in rows} == {"common", "frozen", "convolution"}
+    gammas = {
+        path.parent.name[0]: json.loads(path.read_text())["gamma"]
+        for path in table.parent.glob("*/summary.json")
+    }
+    assert gammas["0"]["attention.stage2"] != 0.0
+    assert gammas["1"]["attention.stage2"] == 0.0

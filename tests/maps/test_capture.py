@@ -20,7 +20,7 @@ def sagan(form: str = "common") -> SAGANClassifier:
         image_size=(23, 13),
         widths=(16, 16, 8),
         attention_after=("stage1", "stage2"),
-        attention_form=form,
+        attention=form,
     )
     with torch.no_grad():
         for block in model.attention.values():

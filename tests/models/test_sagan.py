@@ -14,13 +14,13 @@ def images(batch: int, model: SAGANClassifier) -> torch.Tensor:
     return torch.randn(batch, model.in_channels, *model.image_size)
 
 
-@pytest.mark.parametrize("form", ["common", "biggan"])
+@pytest.mark.parametrize("form", ["common", "pooled", "biggan", "convolution"])
 @pytest.mark.parametrize(
     ("in_channels", "image_size"), [(1, (9, 11)), (3, (33, 17)), (2, (9, 9)), (5, (10, 64))]
 )
 def test_any_size_and_channels_forward_and_backward(in_channels, image_size, form):
     model = SAGANClassifier(
-        7, in_channels=in_channels, image_size=image_size, widths=WIDTHS, attention_form=form
+        7, in_channels=in_channels, image_size=image_size, widths=WIDTHS, attention=form
     )
     logits = model(images(3, model))
     assert logits.shape == (3, 7)
@@ -56,7 +56,7 @@ def test_attention_stands_behind_the_named_layers(after, sizes):
 
 def test_without_attention_it_is_the_same_network():
     with_block = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS).eval()
-    without = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS, attention=False).eval()
+    without = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS, attention="none").eval()
     ours = dict(with_block.state_dict())
     extra = {name for name in ours if name.startswith("attention.")}
     assert extra
@@ -108,8 +108,47 @@ def test_the_stem_is_fitted_to_images_and_then_stays():
 
 def test_the_default_spends_3_percent_and_more_on_attention_over_49_positions():
     images = torch.zeros(1, 3, 32, 32)
-    whole, without = (count_macs(SAGANClassifier(10, attention=a), images) for a in (True, False))
+    whole, without = (
+        count_macs(SAGANClassifier(10, attention=a), images) for a in ("common", "none")
+    )
     assert (whole - without) / whole >= 0.03
+
+
+@pytest.mark.parametrize("after", ["stage1", "stage2"])
+def test_controls_cost_what_the_block_costs(after):
+    images = torch.zeros(1, 3, 32, 32)
+    whole, frozen, convolution, without = (
+        count_macs(SAGANClassifier(10, attention=form, attention_after=[after]), images)
+        for form in ("common", "frozen", "convolution", "none")
+    )
+    assert frozen == whole
+    assert convolution - without == pytest.approx(whole - without, rel=0.03)
+
+
+def test_frozen_attention_computes_and_changes_nothing():
+    model = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS, attention="frozen")
+    without = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS, attention="none")
+    without.load_state_dict(model.state_dict(), strict=False)
+    batch = images(3, model)
+    logits = model(batch)
+    assert torch.equal(logits, without(batch))
+    logits.square().sum().backward()
+    block = model.attention["stage2"]
+    assert block.gamma.grad is None
+    assert block.query.weight.grad.count_nonzero() == 0
+
+
+def test_the_convolution_control_starts_as_the_identity_and_then_acts():
+    model = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS, attention="convolution").eval()
+    control = model.attention["stage2"]
+    x = torch.randn(2, 8, 5, 3)
+    assert torch.equal(control(x), x)
+    with torch.no_grad():
+        control.gamma.fill_(0.5)
+    want = torch.nn.functional.gelu(control.first(x))
+    want = x + 0.5 * control.second(want)
+    assert_near(control(x), want, 1e-6)
+    assert not torch.equal(control(x), x)
 
 
 def test_the_default_has_about_2_million_parameters():
@@ -124,7 +163,7 @@ def test_the_default_has_about_2_million_parameters():
             {"attention_after": ["stage4"]},
             r"attention_after=\['stage4'\].*'stem', 'stage1', 'stage2'",
         ),
-        ({"attention_form": "sagan"}, r"attention_form='sagan'; expected.*'biggan', 'common'"),
+        ({"attention": "sagan"}, r"attention='sagan'; expected.*'common', 'pooled', 'biggan'"),
         ({"widths": (4, 8)}, r"widths=\[4, 8\]: expected 3"),
         ({"image_size": (32, 8)}, r"image_size=\(32, 8\).*at least 9 x 9"),
     ],

@@ -1,0 +1,85 @@
+"""The runs of a queue against its first one: means, differences of equal seeds, a picture.
+
+    python benchmarks/compare_runs.py results/attention_ablation.csv
+
+Prints a table and writes the picture beside the file. Intervals are 95 % (Student's t).
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from run_queue import mean_interval, mean_text, read_rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="of run_queue.py")
+    path = parser.parse_args().file
+    console = Console(highlight=False, soft_wrap=True)
+    rows = read_rows(path)
+    if not rows:
+        console.print(f"{path} has no rows; python benchmarks/run_queue.py makes them")
+        return 2
+    runs = by_seed(rows)
+    console.print(table(runs, {row["run"]: float(row["pflop"]) for row in rows}))
+    draw(runs, path.with_suffix(".png"), title=rows[0]["data"])
+    console.print(f"picture: {path.with_suffix('.png').name}")
+    return 0
+
+
+def by_seed(rows: Sequence[dict[str, str]]) -> dict[str, dict[int, float]]:
+    """Test accuracy in percent, of each run and seed; with views where there are some."""
+    runs: dict[str, dict[int, float]] = {}
+    for row in rows:
+        accuracy = float(row["test_accuracy_views"] or row["test_accuracy"])
+        runs.setdefault(row["run"], {})[int(row["seed"])] = 100 * accuracy
+    return runs
+
+
+def differences(runs: dict[str, dict[int, float]], run: str) -> list[float]:
+    """Of ``run`` from the first one, for each seed that both have."""
+    first = next(iter(runs.values()))
+    return [runs[run][seed] - first[seed] for seed in sorted(runs[run]) if seed in first]
+
+
+def table(runs: dict[str, dict[int, float]], pflop: dict[str, float]) -> Table:
+    first, *_ = runs
+    shown = Table(title="test accuracy, %", title_justify="left")
+    for name in ("run", "seeds", "mean (95 %)", f"from {first} (95 %)", "PFLOP"):
+        shown.add_column(name, justify="left" if name == "run" else "right")
+    for run, accuracies in runs.items():
+        apart = differences(runs, run) if run != first else []
+        shown.add_row(
+            *(run, str(len(accuracies)), mean_text(list(accuracies.values()))),
+            mean_text(apart, "+") if apart else "",
+            f"{pflop[run]:.4f}",
+        )
+    return shown
+
+
+def draw(runs: dict[str, dict[int, float]], path: Path, *, title: str) -> None:
+    """A line for each run: its seeds as dots, its mean and interval as a bar with ends."""
+    figure = Figure(figsize=(7.0, 0.9 + 0.42 * len(runs)), layout="constrained")
+    axes = figure.subplots()
+    for place, accuracies in enumerate(runs.values()):
+        values = list(accuracies.values())
+        mean, half = mean_interval(values)
+        axes.plot(values, [place] * len(values), "o", color="0.7", markersize=4)
+        if len(values) > 1:
+            axes.errorbar(mean, place, xerr=half, fmt="D", color="C0", capsize=4, markersize=5)
+    axes.set_yticks(range(len(runs)), [name.replace("_", " ") for name in runs])
+    axes.invert_yaxis()
+    axes.set_xlabel(f"test accuracy on {title}, %: seeds, mean and 95 % interval")
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,42 @@
+"""What a comparison puts in the place of an attention block, at its cost."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvattn.blocks import SelfAttention2d
+
+
+def frozen_attention(channels: int) -> SelfAttention2d:
+    """The common block whose gamma stays 0: its cost without its effect."""
+    block = SelfAttention2d(channels)
+    block.gamma.requires_grad_(False)
+    return block
+
+
+class ConvolutionControl(nn.Module):
+    """``y = x + gamma * conv(GELU(conv(x)))`` with 3x3 convolutions; gamma starts at 0.
+
+    The channels between the two are as many as give the multiplications of the common
+    :class:`SelfAttention2d` on a map of that many positions, to the nearest channel.
+
+    Args:
+        channels: C.
+        positions: H * W of the maps it will see.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(self, channels: int, *, positions: int) -> None:
+        super().__init__()
+        queries = max(1, channels // 8)
+        # For each position: q, k and v, then a score and a weighted value for every key.
+        attention = channels * (2 * queries + channels) + positions * (queries + channels)
+        hidden = max(1, round(attention / (2 * 9 * channels)))
+        self.first = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.second = nn.Conv2d(hidden, channels, 3, padding=1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gamma * self.second(F.gelu(self.first(x)))

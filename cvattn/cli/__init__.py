@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": "classes and probabilities for image files",
     "evaluate": "accuracy by class, confusion matrix and calibration on a data set",
     "cost": "which way each attention takes and why, memory and operations",
+    "verify": "train a recipe again: does it give what it promises?",
 }
 USAGE = "\n".join(
     (

@@ -1,0 +1,61 @@
+"""The contract of a recipe, for the top of its file, from its runs in a queue's results.
+
+    python benchmarks/contract.py results/cifar10.csv sagan
+
+The interval is where 95 % of single runs fall: mean -+ t s sqrt(1 + 1/n), Student's t.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from run_queue import read_rows
+from scipy.stats import t
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="of run_queue.py")
+    parser.add_argument("run", help="name of the runs in it")
+    args = parser.parse_args()
+    rows = [row for row in read_rows(args.file) if row["run"] == args.run]
+    if len(rows) < 3:
+        print(f"{args.file} has {len(rows)} runs of {args.run}; an interval needs 3 or more")
+        return 2
+    print("\n".join(contract(rows)))
+    return 0
+
+
+def contract(rows: list[dict[str, str]]) -> list[str]:
+    """The lines of the comment."""
+    views = all(row["test_accuracy_views"] for row in rows)
+    metric = "accuracy_views" if views else "accuracy"
+    values = [100 * float(row[f"test_{metric}"]) for row in rows]
+    low, high = prediction_interval(values)
+    first = rows[0]
+    lines = {
+        "command": first["command"].removesuffix(f" seed={first['seed']}"),
+        "metric": metric,
+        "mean": f"{statistics.mean(values):.2f}",
+        "expect": f"[{max(0.0, low):.2f}, {min(100.0, high):.2f}]",
+        "seeds": f"[{', '.join(row['seed'] for row in rows)}]",
+        "pflop": f"{float(first['pflop']):.4g}",
+        "minutes": f"{statistics.mean(float(row['minutes']) for row in rows):.1f}",
+        "machine": f"{first['cores']} cores, {first['cpu']}, {first['precision']}",
+        "commit": f'"{first["commit"]}"',  # digits alone would be a number
+    }
+    name = first["data"].partition(" ")[0]
+    return [f"#   {name}:", *(f"#     {key}: {value}" for key, value in lines.items())]
+
+
+def prediction_interval(values: list[float]) -> tuple[float, float]:
+    """Where one more value falls with 95 %, if they are normal and independent."""
+    n, middle = len(values), statistics.mean(values)
+    half = t.ppf(0.975, n - 1) * statistics.stdev(values) * (1 + 1 / n) ** 0.5
+    return float(middle - half), float(middle + half)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

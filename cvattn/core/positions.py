@@ -85,6 +85,15 @@ class SinusoidalPositions(nn.Module):
         return x + positions
 
 
+def resample_grid(table: Tensor, grid: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Positions (H*W, D) of one grid for another (H, W): bicubic with antialiasing, as an image."""
+    if new == grid:
+        return table
+    image = table.unflatten(0, grid).permute(2, 0, 1)[None]
+    image = F.interpolate(image.float(), size=new, mode="bicubic", antialias=True)
+    return image[0].flatten(1).T.to(table.dtype)
+
+
 class LearnedGridPositions(nn.Module):
     """Adds a learned (H, W) grid of positions to (B, H*W, D), as ViT does.
 
@@ -109,23 +118,23 @@ class LearnedGridPositions(nn.Module):
         self._size = (height, width)
 
     def forward(self, x: Tensor, *, grid: tuple[int, int]) -> Tensor:
-        """x (B, H*W, D), whose tokens lie on ``grid``; another grid than the learned one raises."""
-        if tuple(grid) != self._size:
-            raise ValueError(
-                f"positions were learned on a grid of {self._size} tokens (H, W), the input has "
-                f"{tuple(grid)}; resize the image, or call resample({tuple(grid)}) first"
-            )
-        return x + self.table
+        """x (B, H*W, D), whose tokens lie on ``grid`` -> (B, H*W, D).
+
+        For another grid than the learned one the table is interpolated (:func:`resample_grid`),
+        each time anew; :meth:`resample` does it once and for all.
+        """
+        height, width = grid
+        if x.shape[1] != height * width:
+            raise ValueError(f"{x.shape[1]} tokens cannot lie on a grid of {height} x {width}")
+        return x + resample_grid(self.table, self._size, (height, width)).to(x.dtype)
 
     @torch.no_grad()
     def resample(self, grid: tuple[int, int]) -> None:
         """Interpolate the table to another (H, W), bicubic with antialiasing, in place."""
-        (height, width), new = self._size, (int(grid[0]), int(grid[1]))
+        new = (int(grid[0]), int(grid[1]))
         if new == self._size:
             return
-        image = self.table.detach().unflatten(0, (height, width)).permute(2, 0, 1)[None]
-        image = F.interpolate(image.float(), size=new, mode="bicubic", antialias=True)
-        table = image[0].flatten(1).T.to(self.table.dtype).contiguous()
+        table = resample_grid(self.table.detach(), self._size, new).contiguous()
         self.table = nn.Parameter(table, requires_grad=self.table.requires_grad)
         self.grid.copy_(torch.tensor(new))
         self._size = new

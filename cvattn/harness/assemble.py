@@ -51,6 +51,10 @@ class Run:
     notes: list[str]
     overrides: list[str]
 
+    def macs_at(self, size: tuple[int, int]) -> int:
+        """For one image of that (H, W)."""
+        return count_macs(self.network, torch.zeros(1, self.info.channels, *size))
+
 
 def assemble(cfg: DictConfig) -> Run:
     """Check and settle the configuration, load the data, build network and task.

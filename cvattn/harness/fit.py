@@ -93,7 +93,7 @@ def fit(cfg: DictConfig) -> float:
             "gamma": _part(metrics, "gamma/"),
             "parameters": count_parameters(run.network),
             "epochs": epochs,
-            **throughput.figures(run.macs),
+            **throughput.figures(run.macs_at),
         }
         report.write_summary(run.folder / "summary.json", summary)
         report.show_end(console, summary, run.folder, run.notes)

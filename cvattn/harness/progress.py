@@ -1,6 +1,8 @@
 """A run as it goes: one bar for the whole training, one line for each epoch."""
 
 import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,46 +10,52 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cvattn.cost import training_pflop
+from cvattn.tasks import ClassificationTask
 
 
 class Throughput(pl.Callback):
     """Counts images and time over the whole run, also when it is continued.
 
     Attributes:
-        images: training images seen, over all processes.
+        seen: training images of each size (H, W), over all processes.
         training_seconds: in training steps.
         seconds: from the start of training to its end, validation and checkpoints included.
     """
 
     def __init__(self) -> None:
-        self.images = 0
+        self.seen: Counter[tuple[int, int]] = Counter()
         self.training_seconds = 0.0
         self.seconds = 0.0
         self._began = 0.0
         self._epoch_began = 0.0
 
     @property
+    def images(self) -> int:
+        return self.seen.total()
+
+    @property
     def images_per_second(self) -> float:
         return self.images / self.training_seconds if self.training_seconds else 0.0
 
-    def figures(self, macs: int) -> dict[str, float]:
-        """What the summary says of time and cost; ``macs`` is for one image."""
+    def figures(self, macs: Callable[[tuple[int, int]], int]) -> dict[str, Any]:
+        """What the summary says of time and cost; ``macs(size)`` is for one image."""
         return {
             "minutes": self.seconds / 60,
             "images": self.images,
             "images_per_second": self.images_per_second,
-            "pflop": training_pflop(macs, self.images),
+            "images_by_size": {f"{h}x{w}": count for (h, w), count in self.seen.items()},
+            "pflop": sum(training_pflop(macs(size), n) for size, n in self.seen.items()),
         }
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "images": self.images,
+            "seen": dict(self.seen),
             "training_seconds": self.training_seconds,
             "seconds": self.seconds + time.perf_counter() - self._began,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.images = state_dict["images"]
+        self.seen = Counter(state_dict["seen"])
         self.training_seconds = state_dict["training_seconds"]
         self.seconds = state_dict["seconds"]
 
@@ -60,12 +68,12 @@ class Throughput(pl.Callback):
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        pl_module: ClassificationTask,  # type: ignore[override]
         outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.images += len(batch[1]) * trainer.world_size
+        self.seen[pl_module.image_size] += len(batch[1]) * trainer.world_size
         now = time.perf_counter()
         self.training_seconds += now - self._epoch_began
         self._epoch_began = now

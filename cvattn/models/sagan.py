@@ -27,7 +27,8 @@ class SAGANClassifier(nn.Module):
 
     Args:
         num_classes: number of logits.
-        in_channels, image_size: of the images; 9 pixels or more each way, square or not.
+        in_channels: of the images.
+        image_size: (H, W) of most images, 9 pixels or more each way; others of such sizes work too.
         widths: channels of stage1, stage2 and stage3; the stem has 8 for each of the image's.
         attention: which block. "common" (:class:`SelfAttention2d`), "pooled" (with 2x2-pooled keys
             and values), "biggan" (its released form), "none"; or a control at the cost of "common":
@@ -36,7 +37,7 @@ class SAGANClassifier(nn.Module):
             32x32 images these have maps of 31, 15, 7 and 3.
 
     Shape:
-        (B, in_channels, H, W) -> (B, num_classes).
+        (B, in_channels, H, W) -> (B, num_classes); any H, W >= 9.
     """
 
     def __init__(
@@ -56,11 +57,7 @@ class SAGANClassifier(nn.Module):
             raise ValueError(f"attention={attention!r}; expected one of {get_args(Attention)}")
         self.in_channels = in_channels
         self.image_size = (image_size[0], image_size[1])
-        if min(self.image_size) < SMALLEST:
-            raise ValueError(
-                f"image_size={self.image_size}: the three stages halve the map each, so images "
-                f"need at least {SMALLEST} x {SMALLEST} pixels"
-            )
+        _check_large_enough(self.image_size)
         stem = PatchWhitening(in_channels)
         channels = {"stem": stem.out_channels}
         self.layers = nn.ModuleDict({"stem": nn.Sequential(stem, nn.GELU())})
@@ -97,13 +94,22 @@ class SAGANClassifier(nn.Module):
                 module.fit(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        check_images(images, self.in_channels, self.image_size)
+        check_images(images, self.in_channels)
+        _check_large_enough((images.shape[-2], images.shape[-1]))
         x = images
         for name, layer in self.layers.items():
             x = layer(x)
             if name in self.attention:
                 x = self.attention[name](x)
         return self.head(x.amax(dim=(2, 3)))
+
+
+def _check_large_enough(image_size: tuple[int, int]) -> None:
+    if min(image_size) < SMALLEST:
+        raise ValueError(
+            f"image_size={image_size}: the three stages halve the map each, so images need at "
+            f"least {SMALLEST} x {SMALLEST} pixels"
+        )
 
 
 def _block(attention: Attention, channels: int, *, positions: int) -> nn.Module:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cvattn.core import Encoder
 from cvattn.core.feed_forward import Activation
-from cvattn.core.positions import LearnedGridPositions, sincos_2d
+from cvattn.core.positions import LearnedGridPositions, resample_grid, sincos_2d
 from cvattn.models.image_input import check_images
 
 
@@ -20,7 +20,9 @@ class VisionTransformer(nn.Module):
 
     Args:
         num_classes: number of logits.
-        in_channels, image_size: of the images; both sides divisible by ``patch_size``.
+        in_channels: of the images.
+        image_size: (H, W) of most images, both divisible by ``patch_size``; for others of such
+            sizes the positions are resampled, so that rows and columns stay where they belong.
         patch_size: side of the square that becomes one token.
         stem: "patch" = one convolution of that size and stride, as in the paper; "conv" = 3x3
             convolutions of stride 2 with batch norm (Xiao et al., "Early Convolutions Help
@@ -35,8 +37,10 @@ class VisionTransformer(nn.Module):
         (B, in_channels, H, W) -> (B, num_classes).
 
     Raises:
-        ValueError: sizes that do not divide; at run time, images of another size or channel count.
+        ValueError: sizes that do not divide; at run time, images of another channel count.
     """
+
+    fixed: Tensor
 
     def __init__(
         self,
@@ -60,10 +64,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         height, width = image_size
-        if patch_size < 1 or height % patch_size or width % patch_size:
-            raise ValueError(
-                f"image_size={(height, width)} is not divisible by patch_size={patch_size}"
-            )
+        _check_divisible((height, width), patch_size)
         for name, given, known in (
             ("stem", stem, ("patch", "conv")),
             ("pool", pool, ("mean", "cls")),
@@ -109,12 +110,15 @@ class VisionTransformer(nn.Module):
 
     def tokens(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> what the encoder reads, (B, prefix + H/p * W/p, D)."""
-        check_images(images, self.in_channels, self.image_size)
-        x = self.stem(images).flatten(2).transpose(1, 2)
+        check_images(images, self.in_channels)
+        _check_divisible((images.shape[2], images.shape[3]), self.patch_size)
+        x = self.stem(images)
+        grid = (x.shape[2], x.shape[3])
+        x = x.flatten(2).transpose(1, 2)
         if self.positions is not None:
-            x = self.positions(x, grid=self.grid)
+            x = self.positions(x, grid=grid)
         else:
-            x = x + self.fixed.to(x.dtype)
+            x = x + resample_grid(self.fixed, self.grid, grid).to(x.dtype)
         if self.class_token is not None:
             token = self.class_token.to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([token, x], dim=1)
@@ -123,6 +127,11 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.encoder(self.tokens(images))
         return self.head(x.mean(dim=1) if self.class_token is None else x[:, 0])
+
+
+def _check_divisible(image_size: tuple[int, int], patch_size: int) -> None:
+    if patch_size < 1 or image_size[0] % patch_size or image_size[1] % patch_size:
+        raise ValueError(f"image_size={image_size} is not divisible by patch_size={patch_size}")
 
 
 def _conv_stem(in_channels: int, embed_dim: int, patch_size: int) -> nn.Sequential:

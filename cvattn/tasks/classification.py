@@ -1,6 +1,7 @@
 """Learning to name what an image shows."""
 
 import math
+from collections.abc import Sequence
 
 import pytorch_lightning as pl
 import torch
@@ -12,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from cvattn.data import views_of
 from cvattn.tasks.mixing import mixing
 from cvattn.tasks.optimisation import OptimizerFactory, parameter_groups, warmup_cosine
+from cvattn.tasks.resizing import ProgressiveResizing
 
 
 class ClassificationTask(pl.LightningModule):
@@ -28,8 +30,12 @@ class ClassificationTask(pl.LightningModule):
         label_smoothing: of the training loss; validation and test losses have none.
         mixup, cutmix: see :func:`cvattn.tasks.mixing.mixing`; the training accuracy then counts
             the class of which there is most in an image.
+        resizing: phases of smaller training images (:class:`ProgressiveResizing`).
         channels_last: memory format of the images; convolutions are often faster so.
         test_views: see :func:`cvattn.data.views_of`.
+
+    Attributes:
+        image_size: (H, W) of the last batch that was trained on.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class ClassificationTask(pl.LightningModule):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        resizing: Sequence[tuple[float, float]] = (),
         channels_last: bool = False,
         test_views: str = "none",
     ) -> None:
@@ -55,6 +62,8 @@ class ClassificationTask(pl.LightningModule):
         self.final = final
         self.label_smoothing = label_smoothing
         self.mixing = mixing(mixup, cutmix, num_classes)
+        self.resizing = ProgressiveResizing(resizing)
+        self.image_size = (0, 0)
         self.test_views = test_views
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -69,6 +78,8 @@ class ClassificationTask(pl.LightningModule):
         images, labels = batch
         if self.mixing is not None:
             images, labels = self.mixing(images, labels)
+        images = self.resizing(images, self.trainer.global_step / self._steps)
+        self.image_size = (images.shape[-2], images.shape[-1])
         return self._step("train", self.train_accuracy, self(images), labels)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -117,7 +128,8 @@ class ClassificationTask(pl.LightningModule):
                 "the schedule needs an end: set trainer.max_epochs or trainer.max_steps to a "
                 "positive number"
             )
-        schedule = warmup_cosine(optimizer, steps=int(steps), warmup=self.warmup, final=self.final)
+        self._steps = int(steps)
+        schedule = warmup_cosine(optimizer, steps=self._steps, warmup=self.warmup, final=self.final)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -11,6 +11,7 @@ from torch.optim.optimizer import (
 )
 
 import cvattn
+from cvattn.cost import count_macs
 from cvattn.data import DigitsData
 
 
@@ -131,3 +132,16 @@ def test_mixing_reaches_the_training(run, tmp_path, option):
     plain = torch.load(last(tmp_path), weights_only=True)["state_dict"]
     name = "network.head.weight"
     assert not torch.equal(mixed[name], plain[name])
+
+
+def test_smaller_images_at_first(run, tmp_path):
+    """6 steps: 2 at 16 pixels, 2 at 24, 2 at 32; the cost counts them as they are."""
+    phases = "recipe.resizing=[[0.5,0.333],[0.75,0.333]]"
+    arguments = [*TINY[:-1], phases, "trainer.max_epochs=2", "recipe.batch_size=100"]
+    run(arguments)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["images_by_size"] == {"16x16": 200, "24x24": 200, "32x32": 200}
+    network = cvattn.load(last(tmp_path))
+    macs = [count_macs(network, torch.zeros(1, 3, side, side)) for side in (16, 24, 32)]
+    assert summary["pflop"] == pytest.approx(6 * 200 * sum(macs) / 1e15)
+    assert summary["macs_per_image"] == macs[2]

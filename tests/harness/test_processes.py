@@ -14,7 +14,7 @@ from runs import ROOT, start, train
 RUN = [
     *("data=digits", "model=vit", "model.embed_dim=24", "model.num_heads=3", "model.ffn_dim=40"),
     *("model.num_layers=3", "model.dropout=0.1", "trainer.precision=32-true"),
-    *("trainer.accelerator=cpu", "trainer.max_epochs=6"),
+    *("trainer.accelerator=cpu", "trainer.max_epochs=6", "recipe.resizing=[[0.5,0.4]]"),
 ]
 
 
@@ -59,6 +59,12 @@ def test_interrupted_and_continued_equals_never_interrupted(tmp_path):
         assert torch.equal(value, cut["state_dict"][key]), key
     assert len((tmp_path / "cut" / "metrics.csv").read_text().splitlines()) == 7
     assert {p.name for p in tmp_path.iterdir()} == {"whole", "cut"}
+    seen = [
+        json.loads((tmp_path / name / "summary.json").read_text())["images_by_size"]
+        for name in ("whole", "cut")
+    ]
+    assert seen[0] == seen[1]
+    assert list(seen[0]) == ["16x16", "32x32"]
 
 
 @pytest.mark.slow

@@ -54,6 +54,14 @@ def test_attention_stands_behind_the_named_layers(after, sizes):
     assert all(shape[1] == channels[name] for name, shape in seen.items())
 
 
+def test_other_sizes_than_that_it_was_built_for():
+    model = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS).eval()
+    other = SAGANClassifier(5, image_size=(9, 34), widths=WIDTHS).eval()
+    other.load_state_dict(model.state_dict())
+    batch = images(3, other)
+    assert torch.equal(model(batch), other(batch))
+
+
 def test_without_attention_it_is_the_same_network():
     with_block = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS).eval()
     without = SAGANClassifier(5, image_size=(21, 11), widths=WIDTHS, attention="none").eval()
@@ -176,7 +184,7 @@ def test_refused_options(options, message):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((2, 3, 11, 21), r"images of \(21, 11\) \(height, width\), these are \(11, 21\)"),
+        ((2, 3, 21, 8), r"image_size=\(21, 8\).*at least 9 x 9"),
         ((2, 1, 21, 11), "built for 3 channels, the images have 1"),
         ((3, 21, 11), r"got shape \(3, 21, 11\); add the batch dimension"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import assert_near
 
-from cvattn.core.positions import sincos_2d
+from cvattn.core.positions import resample_grid, sincos_2d
 from cvattn.models import VisionTransformer
 
 SMALL = {"embed_dim": 12, "num_heads": 3, "ffn_dim": 20, "num_layers": 2, "patch_size": 2}
@@ -84,11 +84,14 @@ def test_every_patch_reaches_the_logits_and_position_matters():
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16), (32, 36)])
 @pytest.mark.parametrize("positions", ["learned", "sincos"])
-def test_trap_14_another_image_size_is_refused(shape, positions):
-    model = VisionTransformer(3, **(SMALL | {"patch_size": 4}), positions=positions)
-    message = rf"images of \(32, 32\) \(height, width\), these are \({shape[0]}, {shape[1]}\)"
-    with pytest.raises(ValueError, match=message):
-        model(torch.zeros(1, 3, *shape))
+def test_trap_14_in_another_image_size_every_token_has_its_own_place(shape, positions):
+    model = VisionTransformer(3, **(SMALL | {"patch_size": 4}), positions=positions).eval()
+    batch, grid = torch.randn(2, 3, *shape), (shape[0] // 4, shape[1] // 4)
+    table = model.fixed if positions == "sincos" else model.positions.table
+    moved = resample_grid(table, (8, 8), grid)
+    want = model.stem(batch).flatten(2).transpose(1, 2) + moved
+    assert_near(model.tokens(batch), want, 1e-6)
+    assert model(batch).shape == (2, 3)
 
 
 def test_wrong_channels_and_missing_batch():
@@ -96,6 +99,8 @@ def test_wrong_channels_and_missing_batch():
         make()(torch.zeros(2, 1, 6, 10))
     with pytest.raises(ValueError, match=r"got shape \(3, 6, 10\); add the batch dimension"):
         make()(torch.zeros(3, 6, 10))
+    with pytest.raises(ValueError, match=r"image_size=\(6, 9\) is not divisible by patch_size=2"):
+        make()(torch.zeros(2, 3, 6, 9))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""Smaller images at first: cheaper steps while there is only the coarse to learn."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class ProgressiveResizing:
+    """Resizes training images by how far training is.
+
+    Howard et al., fast.ai's DAWNBench entry (2018); Tan and Le, "EfficientNetV2" (2021), section 4.
+    Validation and test images stay as they are.
+
+    Args:
+        phases: (scale, share) in turn: for that share of all steps, both sides are scale times as
+            long. What the shares leave of the steps is at full size.
+
+    Raises:
+        ValueError: a scale outside (0, 1]; shares that are not positive or sum to more than 1.
+    """
+
+    def __init__(self, phases: Sequence[tuple[float, float]]) -> None:
+        for scale, share in phases:
+            if not 0.0 < scale <= 1.0:
+                raise ValueError(f"resizing: the scale {scale} must be in (0, 1]")
+            if not share > 0.0:
+                raise ValueError(f"resizing: the share {share} of the steps must be positive")
+        total = sum(share for _, share in phases)
+        if total > 1.0 + 1e-9:
+            raise ValueError(f"resizing: the shares sum to {total:g}, more than all steps")
+        self.phases = [(float(scale), float(share)) for scale, share in phases]
+
+    def scale_at(self, progress: float) -> float:
+        """Of the images, when that share of the steps is done."""
+        end = 0.0
+        for scale, share in self.phases:
+            end += share
+            if progress < end:
+                return scale
+        return 1.0
+
+    def __call__(self, images: Tensor, progress: float) -> Tensor:
+        """(B, C, H, W) -> (B, C, h, w), to the nearest pixel, filtered against aliasing."""
+        scale = self.scale_at(progress)
+        size = [max(1, round(scale * side)) for side in images.shape[-2:]]
+        if size == list(images.shape[-2:]):
+            return images
+        return F.interpolate(images, size, mode="bilinear", antialias=True)

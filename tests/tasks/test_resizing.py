@@ -1,0 +1,40 @@
+import pytest
+import torch
+
+from cvattn.tasks.resizing import ProgressiveResizing
+
+
+def test_phases_follow_each_other():
+    resize = ProgressiveResizing([(0.5, 0.25), (0.75, 0.5)])
+    scales = [resize.scale_at(step / 8) for step in range(8)]
+    assert scales == [0.5, 0.5, 0.75, 0.75, 0.75, 0.75, 1.0, 1.0]
+    images = torch.randn(2, 3, 13, 22)
+    assert resize(images, 0.1).shape == (2, 3, 6, 11)
+    assert resize(images, 0.3).shape == (2, 3, 10, 16)
+    assert resize(images, 0.75) is images
+    assert ProgressiveResizing([])(images, 0.0) is images
+
+
+def test_images_are_shrunk_as_by_an_area():
+    """A chessboard becomes grey: what is too fine for the small image does not alias."""
+    rows, columns = torch.meshgrid(torch.arange(16), torch.arange(24), indexing="ij")
+    board = ((rows + columns) % 2).float()[None, None]
+    small = ProgressiveResizing([(0.5, 1.0)])(board, 0.0)
+    assert small.shape == (1, 1, 8, 12)
+    assert (small[..., 1:-1, 1:-1] - 0.5).abs().max() < 0.05
+    slope = ProgressiveResizing([(0.5, 1.0)])(columns.float()[None, None], 0.0)
+    torch.testing.assert_close(slope[0, 0, 3, 2:-2], 2 * torch.arange(2.0, 10.0) + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        ([(1.5, 0.5)], r"scale 1\.5 must be in \(0, 1\]"),
+        ([(0.0, 0.5)], "scale 0"),
+        ([(0.5, 0.0)], r"share 0\.0 .*positive"),
+        ([(0.5, 0.75), (0.75, 0.5)], r"sum to 1\.25"),
+    ],
+)
+def test_refused(phases, message):
+    with pytest.raises(ValueError, match=message):
+        ProgressiveResizing(phases)

@@ -120,13 +120,16 @@ class LearnedGridPositions(nn.Module):
     def forward(self, x: Tensor, *, grid: tuple[int, int]) -> Tensor:
         """x (B, H*W, D), whose tokens lie on ``grid`` -> (B, H*W, D).
 
-        For another grid than the learned one the table is interpolated (:func:`resample_grid`),
-        each time anew; :meth:`resample` does it once and for all.
+        In training mode the table is interpolated for another grid than its own, each time anew
+        (:func:`resample_grid`); in eval mode another grid raises.
         """
-        height, width = grid
-        if x.shape[1] != height * width:
-            raise ValueError(f"{x.shape[1]} tokens cannot lie on a grid of {height} x {width}")
-        return x + resample_grid(self.table, self._size, (height, width)).to(x.dtype)
+        size = (grid[0], grid[1])
+        if size != self._size and not self.training:
+            raise ValueError(
+                f"positions were learned on a grid of {self._size} tokens (H, W), the input has "
+                f"{size}; resize the image, or call resample({size}) first"
+            )
+        return x + resample_grid(self.table, self._size, size)
 
     @torch.no_grad()
     def resample(self, grid: tuple[int, int]) -> None:

@@ -1,5 +1,6 @@
 """From a composed configuration to the parts of a run, ready for the trainer."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -53,7 +54,11 @@ class Run:
 
     def macs_at(self, size: tuple[int, int]) -> int:
         """For one image of that (H, W)."""
-        return count_macs(self.network, torch.zeros(1, self.info.channels, *size))
+        network = copy.deepcopy(self.network)
+        resample = getattr(network, "resample", None)
+        if callable(resample):
+            resample(size)
+        return count_macs(network, torch.zeros(1, self.info.channels, *size))
 
 
 def assemble(cfg: DictConfig) -> Run:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from cvattn.core import Encoder
 from cvattn.core.feed_forward import Activation
 from cvattn.core.positions import LearnedGridPositions, resample_grid, sincos_2d
-from cvattn.models.image_input import check_images
+from cvattn.models.image_input import check_image_size, check_images
 
 
 class VisionTransformer(nn.Module):
@@ -21,8 +21,8 @@ class VisionTransformer(nn.Module):
     Args:
         num_classes: number of logits.
         in_channels: of the images.
-        image_size: (H, W) of most images, both divisible by ``patch_size``; for others of such
-            sizes the positions are resampled, so that rows and columns stay where they belong.
+        image_size: (H, W) of the images, both divisible by ``patch_size``. In training mode images
+            may have other such sizes: their positions are resampled.
         patch_size: side of the square that becomes one token.
         stem: "patch" = one convolution of that size and stride, as in the paper; "conv" = 3x3
             convolutions of stride 2 with batch norm (Xiao et al., "Early Convolutions Help
@@ -37,7 +37,8 @@ class VisionTransformer(nn.Module):
         (B, in_channels, H, W) -> (B, num_classes).
 
     Raises:
-        ValueError: sizes that do not divide; at run time, images of another channel count.
+        ValueError: sizes that do not divide; at run time, images of another channel count or, in
+            eval mode, size.
     """
 
     fixed: Tensor
@@ -108,10 +109,27 @@ class VisionTransformer(nn.Module):
         """Tokens before those of the grid."""
         return 0 if self.class_token is None else 1
 
+    def resample(self, image_size: tuple[int, int]) -> None:
+        """Make it a network for images of another (H, W), in place: positions are interpolated.
+
+        Saved weights load before this, into a network of the size that they were trained at.
+        """
+        height, width = image_size
+        _check_divisible((height, width), self.patch_size)
+        grid = (height // self.patch_size, width // self.patch_size)
+        if self.positions is not None:
+            self.positions.resample(grid)
+        else:
+            self.fixed = resample_grid(self.fixed, self.grid, grid)
+        self.image_size, self.grid = (height, width), grid
+
     def tokens(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> what the encoder reads, (B, prefix + H/p * W/p, D)."""
         check_images(images, self.in_channels)
-        _check_divisible((images.shape[2], images.shape[3]), self.patch_size)
+        if self.training:
+            _check_divisible((images.shape[2], images.shape[3]), self.patch_size)
+        else:
+            check_image_size(images, self.image_size)
         x = self.stem(images)
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2).transpose(1, 2)

@@ -88,8 +88,15 @@ class TestLearnedGridPositions:
         assert torch.equal(module(x, grid=(3, 5)), x + module.table)
         assert len({tuple(row) for row in module.table.tolist()}) == 15
 
+    @pytest.mark.parametrize("grid", [(5, 3), (15, 1), (3, 4)])
+    def test_another_grid_is_refused_even_with_as_many_tokens(self, grid):
+        module = LearnedGridPositions(4, (3, 5)).eval()
+        with pytest.raises(ValueError, match=r"grid of \(3, 5\) tokens.*resample") as error:
+            module(torch.zeros(1, grid[0] * grid[1], 4), grid=grid)
+        assert str(grid) in str(error.value)
+
     @pytest.mark.parametrize("grid", [(5, 3), (15, 1), (3, 4), (7, 11)])
-    def test_another_grid_is_interpolated_even_with_as_many_tokens(self, grid):
+    def test_another_grid_is_interpolated_in_training(self, grid):
         module = LearnedGridPositions(4, (3, 5))
         added = module(torch.zeros(1, grid[0] * grid[1], 4), grid=grid)
         added.square().sum().backward()
@@ -98,11 +105,6 @@ class TestLearnedGridPositions:
             assert not torch.allclose(added[0], module.table)
         module.resample(grid)
         assert torch.equal(added[0], module.table)
-
-    def test_tokens_that_do_not_lie_on_the_grid(self):
-        module = LearnedGridPositions(4, (3, 5))
-        with pytest.raises(ValueError, match="16 tokens cannot lie on a grid of 3 x 5"):
-            module(torch.zeros(1, 16, 4), grid=(3, 5))
 
     def test_the_grid_is_in_the_state_and_another_one_is_not_loaded(self):
         state = LearnedGridPositions(4, (3, 5)).state_dict()
@@ -131,6 +133,8 @@ class TestLearnedGridPositions:
         torch.testing.assert_close(table[5, 1], torch.tensor([2.0, 3.0]))
         assert module.grid.tolist() == [11, 3]
         assert module(torch.zeros(1, 33, 2), grid=(11, 3)).shape == (1, 33, 2)
+        with pytest.raises(ValueError, match=r"grid of \(11, 3\)"):
+            module.eval()(torch.zeros(1, 35, 2), grid=(5, 7))
         assert isinstance(module.table, torch.nn.Parameter)
         assert module.table.requires_grad
 

@@ -84,13 +84,17 @@ def test_every_patch_reaches_the_logits_and_position_matters():
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16), (32, 36)])
 @pytest.mark.parametrize("positions", ["learned", "sincos"])
-def test_trap_14_in_another_image_size_every_token_has_its_own_place(shape, positions):
-    model = VisionTransformer(3, **(SMALL | {"patch_size": 4}), positions=positions).eval()
+def test_trap_14_another_image_size_is_refused_and_in_training_resampled(shape, positions):
+    model = VisionTransformer(3, **(SMALL | {"patch_size": 4}), positions=positions)
     batch, grid = torch.randn(2, 3, *shape), (shape[0] // 4, shape[1] // 4)
     table = model.fixed if positions == "sincos" else model.positions.table
     moved = resample_grid(table, (8, 8), grid)
-    want = model.stem(batch).flatten(2).transpose(1, 2) + moved
-    assert_near(model.tokens(batch), want, 1e-6)
+    assert_near(model.tokens(batch), model.stem(batch).flatten(2).transpose(1, 2) + moved, 1e-6)
+    message = rf"images of \(32, 32\) \(height, width\), these are \({shape[0]}, {shape[1]}\)"
+    with pytest.raises(ValueError, match=message):
+        model.eval()(batch)
+    model.resample(shape)
+    assert_near(model.tokens(batch), model.stem(batch).flatten(2).transpose(1, 2) + moved, 1e-6)
     assert model(batch).shape == (2, 3)
 
 

@@ -1,6 +1,6 @@
 """cvattn: self-attention for computer vision, on one shared core."""
 
-from cvattn.blocks import SelfAttention2d
+from cvattn.blocks import SelfAttention2d, insert_attention, remove_attention, split_parameters
 from cvattn.checkpoint import load
 from cvattn.core import Decoder, Encoder, MultiHeadAttention
 from cvattn.maps import capture_attention
@@ -17,5 +17,8 @@ __all__ = [
     "Transformer",
     "VisionTransformer",
     "capture_attention",
+    "insert_attention",
     "load",
+    "remove_attention",
+    "split_parameters",
 ]

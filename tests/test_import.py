@@ -12,10 +12,10 @@ import cvattn
 # Frozen: a name that goes missing breaks somebody's code. New ones are added here on purpose.
 PUBLIC = {
     "cvattn": "Decoder Encoder MultiHeadAttention SAGANClassifier SelfAttention2d Transformer "
-    "VisionTransformer capture_attention load",
+    "VisionTransformer capture_attention insert_attention load remove_attention split_parameters",
     "cvattn.core": "Decoder DecoderLayer DropPath Encoder EncoderLayer FeedForward LayerScale "
     "MultiHeadAttention attention attention_weights masks positions",
-    "cvattn.blocks": "SelfAttention2d",
+    "cvattn.blocks": "SelfAttention2d insert_attention remove_attention split_parameters",
     "cvattn.models": "SAGANClassifier Transformer VisionTransformer",
     "cvattn.maps": "AttentionMaps attention_entropy attention_modules capture_attention",
     "cvattn.testing": "AttentionCheckError Report check_attention slow_attention",
@@ -25,7 +25,8 @@ PUBLIC = {
     "cvattn.checkpoint": "CheckpointError load read save",
     "cvattn.core.masks": "causal_mask combine_masks from_additive from_torch_masks from_zero_one "
     "length_mask local_mask_2d padding_mask",
-    "cvattn.core.positions": "LearnedGridPositions SinusoidalPositions sincos_2d sinusoidal_1d",
+    "cvattn.core.positions": "LearnedGridPositions SinusoidalPositions resample_grid sincos_2d "
+    "sinusoidal_1d",
 }
 HEAVY = {
     *("lightning", "pytorch_lightning", "hydra", "omegaconf", "timm", "torchvision"),

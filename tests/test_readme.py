@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+import cvattn
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -15,10 +17,10 @@ def test_the_examples_run_and_the_block_changes_nothing_at_first():
     assert len(blocks) == 3
     for block in blocks:
         exec(block, names)
-    assert list(names["maps"]) == ["layer3.1"]
+    assert list(names["maps"]) == ["layer3.inserted_attention"]
     model, images = names["model"].eval(), torch.randn(2, 3, 61, 47)
     with_block = model(images)
-    model.layer3 = model.layer3[0]
+    cvattn.remove_attention(model)
     assert torch.equal(model(images), with_block)
 
 

@@ -41,6 +41,13 @@ class PatchWhitening(nn.Conv2d):
             moments += patches.T @ patches
             count += len(patches)
         variances, components = torch.linalg.eigh(moments / count)
+        # The sign of a component is arbitrary and differs between machines; ours has its largest
+        # entry positive.
+        largest = components.gather(0, components.abs().argmax(0, keepdim=True))
+        components = components * largest.sign()
+        # In grey images most components are rounding errors, which the batch norms behind would
+        # raise to the size of the rest.
+        components = components * (variances > 1e-9 * variances.max())
         filters = (components / (variances + eps).sqrt()).T.flip(0)  # the largest variance first
         filters = filters.reshape(size, self.in_channels, 2, 2)
         self.weight.copy_(torch.cat([filters, -filters]))

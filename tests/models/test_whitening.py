@@ -34,6 +34,16 @@ def test_weak_components_are_not_blown_up():
     layer.fit(images)
     assert torch.isfinite(layer.weight).all()
     assert layer.weight.abs().max() < 1 / 5e-4**0.5 + 1
+    out = layer(images)
+    assert [bool(channel.any()) for channel in out.unbind(1)] == ([True] * 4 + [False] * 8) * 2
+
+
+def test_signs_are_the_same_on_every_machine():
+    layer = PatchWhitening(3)
+    layer.fit(photographs())
+    filters = layer.weight[:12].flatten(1)
+    largest = filters.gather(1, filters.abs().argmax(1, keepdim=True))
+    assert (largest > 0).all()
 
 
 def test_the_strongest_component_comes_first_and_only_the_bias_is_trained():

@@ -17,7 +17,8 @@ PUBLIC = {
     "MultiHeadAttention attention attention_weights masks positions",
     "cvattn.blocks": "SelfAttention2d insert_attention remove_attention split_parameters",
     "cvattn.models": "SAGANClassifier Transformer VisionTransformer",
-    "cvattn.maps": "AttentionMaps attention_entropy attention_modules capture_attention",
+    "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_modules "
+    "attention_rollout capture_attention",
     "cvattn.testing": "AttentionCheckError Report check_attention slow_attention",
     "cvattn.cost": "AttentionCost count_macs count_parameters explain_attention predict_peak "
     "training_pflop",

@@ -1,10 +1,13 @@
 """Looking inside: which positions attend to which."""
 
-from cvattn.maps.capture import (
-    AttentionMaps,
-    attention_entropy,
-    attention_modules,
-    capture_attention,
-)
+from cvattn.maps.capture import AttentionMaps, attention_modules, capture_attention
+from cvattn.maps.measures import attention_distance, attention_entropy, attention_rollout
 
-__all__ = ["AttentionMaps", "attention_entropy", "attention_modules", "capture_attention"]
+__all__ = [
+    "AttentionMaps",
+    "attention_distance",
+    "attention_entropy",
+    "attention_modules",
+    "attention_rollout",
+    "capture_attention",
+]

@@ -124,12 +124,3 @@ def _uncompiled() -> AbstractContextManager[object]:
         if "torch._dynamo" in sys.modules
         else nullcontext()
     )
-
-
-def attention_entropy(weights: Tensor) -> Tensor:
-    """Mean entropy of the rows in nats, for each head: (B, heads, rows, keys) -> (heads,).
-
-    0 = every query looks at one key; log(keys) = at all of them alike.
-    """
-    weights = weights.double()
-    return torch.special.entr(weights).sum(-1).mean(dim=(0, 2))

@@ -1,7 +1,6 @@
 """capture_attention: the weights are right, and looking changes nothing."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from cvattn.blocks import SelfAttention2d
 from cvattn.core import MultiHeadAttention
-from cvattn.maps import attention_entropy, attention_modules, capture_attention
+from cvattn.maps import attention_modules, capture_attention
 from cvattn.models import SAGANClassifier, Transformer, VisionTransformer
 
 
@@ -254,14 +253,3 @@ def test_hooks_are_gone_afterwards_and_after_an_exception():
 def test_unknown_layers_and_models_without_attention(build, layers, message):
     with pytest.raises(ValueError, match=message), capture_attention(build(), layers):
         pass
-
-
-def test_entropy():
-    uniform = torch.full((2, 3, 5, 7), 1 / 7)
-    one_hot = nn.functional.one_hot(torch.randint(7, (2, 3, 5)), 7).float()
-    assert attention_entropy(uniform).tolist() == pytest.approx([math.log(7)] * 3, abs=1e-6)
-    assert attention_entropy(one_hot).tolist() == [0.0] * 3
-    mixed = torch.cat([uniform[:, :1], one_hot[:, :1]], dim=1)  # a number for each head
-    assert attention_entropy(mixed).tolist() == pytest.approx([math.log(7), 0.0], abs=1e-6)
-    half = torch.cat([uniform, one_hot], dim=2)  # rows and samples are averaged
-    assert attention_entropy(half).tolist() == pytest.approx([math.log(7) / 2] * 3, abs=1e-6)

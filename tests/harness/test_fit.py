@@ -18,7 +18,7 @@ from cvattn.models.whitening import PatchWhitening
 
 
 def test_a_run_leaves_what_a_person_needs(run, tmp_path, capsys):
-    best = run(TINY)
+    best = run([*TINY, "recipe.resizing=[]"])
     folder = tmp_path / "run"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["data"]["name"] == "digits"
@@ -73,7 +73,8 @@ def test_the_first_layer_is_fitted_to_the_training_images(run, tmp_path):
 def test_last_is_the_last_epoch_even_when_an_earlier_one_was_better(run, tmp_path):
     # Nothing is learned, so gamma stays 0 and no later epoch is better than the first.
     best = "callbacks.best.monitor=gamma/attention.stage2"
-    run([*TINY, "trainer.max_epochs=3", "recipe.optimizer.lr=0.0", best])
+    still = [f"recipe.optimizer.{lr}=0.0" for lr in ("lr", "head_lr", "vector_lr")]
+    run([*TINY, "trainer.max_epochs=3", *still, best])
     folder = tmp_path / "run" / "checkpoints"
     assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 2
     assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] == 0

@@ -262,9 +262,30 @@ FAULTS = (
     Fault(
         "learned positions not added",
         "core/positions.py",
-        "return x + self.table",
+        "return x + resample_grid(self.table, self._size, size)",
         "return x",
         ("models/test_vit.py::test_tokens_are_patches_row_by_row_with_their_position",),
+    ),
+    Fault(
+        "positions resampled with rows and columns swapped",
+        "core/positions.py",
+        "size=new, mode",
+        "size=new[::-1], mode",
+        ("core/test_positions.py::TestLearnedGridPositions::test_resample_keeps_axes_apart",),
+    ),
+    Fault(
+        "rollout in the wrong order of layers",
+        "maps/measures.py",
+        "mixed @ rollout",
+        "rollout @ mixed",
+        ("maps/test_measures.py::test_two_layers_roll_out_to_their_closed_form",),
+    ),
+    Fault(
+        "an inserted block behind other hooks",
+        "blocks/insertion.py",
+        "_attend, prepend=True",
+        "_attend, prepend=False",
+        ("blocks/test_insertion.py::test_other_hooks_see_what_comes_out_of_the_block",),
     ),
     Fault(
         "sinusoidal positions not added",

@@ -54,8 +54,10 @@ def insert_attention(
                 f"{name!r} has attention already; remove_attention(model) takes it out"
             )
     maps = _dry_run(model, layers, example)
+    # All are made before the first is put in: one that fails leaves the model as it was.
+    blocks = {name: block(found.shape[1]).to(found) for name, found in maps.items()}
     for name, layer in layers.items():
-        inserted = block(maps[name].shape[1]).to(maps[name]).train(layer.training)
+        inserted = blocks[name].train(layer.training)
         inserted.register_load_state_dict_pre_hook(_keep_if_absent)
         layer.add_module(_CHILD, inserted)
         if not _runs_its_children(layer):
@@ -84,7 +86,7 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 
 
 def _attend(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """The hook; a function of the module's own name, so that models with it can be pickled."""
+    """The hook; not a closure, so that models with it can be pickled and it is found again."""
     return getattr(layer, _CHILD)(output)
 
 

@@ -52,7 +52,7 @@ def _places(grid: tuple[int, int], over: tuple[int, int], device: torch.device) 
         (torch.arange(size, device=device, dtype=torch.float64) + 0.5) * (whole / size) - 0.5
         for size, whole in zip(grid, over, strict=True)
     ]
-    return torch.cartesian_prod(*axes).reshape(-1, 2)
+    return torch.cartesian_prod(*axes)
 
 
 def attention_rollout(maps: Mapping[str, Tensor], *, residual: float = 0.5) -> Tensor:

@@ -296,6 +296,15 @@ def test_inserting_twice_is_refused_and_nothing_is_half_done():
     with pytest.raises(ValueError, match=r"'down' has attention already; remove_attention"):
         insert_attention(model, after=["body", "down"])
     assert len(split_parameters(model)[0]) == 7
+    with pytest.raises(ValueError, match="qk_channels=5 is not divisible"):  # behind body it is
+        insert_attention(
+            remove_attention(model),
+            after=["body", "down"],
+            block=lambda channels: SelfAttention2d(
+                channels, qk_channels=channels // 2 + 1 if channels == 10 else 5, num_heads=2
+            ),
+        )
+    assert split_parameters(model)[0] == []
     insert_attention(remove_attention(model), after=["body", "down"])
     assert len(split_parameters(model)[0]) == 14
 

@@ -17,8 +17,8 @@ PUBLIC = {
     "MultiHeadAttention attention attention_weights masks positions",
     "cvattn.blocks": "SelfAttention2d insert_attention remove_attention split_parameters",
     "cvattn.models": "SAGANClassifier Transformer VisionTransformer",
-    "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_modules "
-    "attention_rollout capture_attention",
+    "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_heat "
+    "attention_modules attention_rollout capture_attention heat_on_image overlay",
     "cvattn.testing": "AttentionCheckError Report check_attention slow_attention",
     "cvattn.cost": "AttentionCost count_macs count_parameters explain_attention predict_peak "
     "training_pflop",

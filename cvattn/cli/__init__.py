@@ -11,6 +11,7 @@ from cvattn.cli.common import CommandError, near
 COMMANDS = {
     "predict": "classes and probabilities for image files",
     "evaluate": "accuracy by class, confusion matrix and calibration on a data set",
+    "explore": "a page that shows what each position of an image looks at",
     "cost": "which way each attention takes and why, memory and operations",
     "verify": "train a recipe again: does it give what it promises?",
 }

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -70,6 +71,11 @@ class Trained:
     image_size: tuple[int, int]
     channels: int
     config: Mapping[str, Any]
+
+    def normalise(self, pixels: np.ndarray) -> torch.Tensor:
+        """uint8 (B, C, H, W) -> what the network takes."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (torch.from_numpy(pixels).float() / 255 - mean) / std
 
 
 def open_classifier(path: str, device: str = "cpu") -> Trained:

@@ -1,10 +1,12 @@
 """Image files of any kind, as a network takes them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+
+from cvattn.cli.common import CommandError, Trained
 
 # As cvattn.data takes them from class folders; a test holds the two together. Importing that room
 # would load Lightning to look at one photograph.
@@ -68,6 +70,39 @@ def read_image(
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.array(image)
     return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None], size
+
+
+def image_reader(trained: Trained) -> Callable[[Path], tuple[np.ndarray, str]]:
+    """Reads a file as in training: pixels, uint8 (C, H, W), and if it was squeezed, its size.
+
+    Raises:
+        CommandError: the network takes channels that no image file has.
+    """
+    if trained.channels not in (1, 3):
+        raise CommandError(
+            f"the network takes {trained.channels} channels; image files have 1 or 3"
+        )
+    height, width = trained.image_size
+    data = trained.config.get("data")
+    if isinstance(data, dict) and data.get("_target_") == "cvattn.data.FolderData":
+        # These networks saw images cut to shape, never squeezed: they get the same here.
+        from cvattn.data.folder_files import decode
+
+        def read_cut(path: Path) -> tuple[np.ndarray, str]:
+            if not path.is_file():
+                read_image(path, trained.channels, trained.image_size)  # says what is wrong
+            pixels = decode(path, trained.image_size, trained.channels)
+            if isinstance(pixels, str):
+                raise ImageError(pixels)
+            return pixels, ""
+
+        return read_cut
+
+    def read_whole(path: Path) -> tuple[np.ndarray, str]:
+        pixels, (h, w) = read_image(path, trained.channels, trained.image_size)
+        return pixels, f"{w} x {h}" if h * width != w * height else ""
+
+    return read_whole
 
 
 def _eight_bits(image):

@@ -1,14 +1,13 @@
 """``cvattn predict CHECKPOINT IMAGE...``: what the network takes each image for."""
 
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from cvattn.cli.common import CommandError, Parser, Trained, open_classifier, shown
-from cvattn.cli.images import ImageError, find_images, read_image
+from cvattn.cli.images import ImageError, find_images, image_reader
 
 BATCH = 64
 Guesses = list[tuple[str, float]]  # class and probability, the likeliest first
@@ -20,11 +19,7 @@ def run(arguments: Sequence[str]) -> int:
     if args.top < 1:
         raise CommandError(f"--top {args.top} must be at least 1")
     trained = open_classifier(args.checkpoint)
-    if trained.channels not in (1, 3):
-        raise CommandError(
-            f"the network takes {trained.channels} channels; image files have 1 or 3"
-        )
-    read = _reader(trained)
+    read = image_reader(trained)
     rows: list[tuple[str, Guesses]] = []
     squeezed: list[str] = []
     failed = False
@@ -57,10 +52,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def predict(trained: Trained, images: np.ndarray, top: int) -> list[Guesses]:
     """uint8 (B, C, H, W) -> for each image the ``top`` classes with their probabilities."""
-    channels = (-1, 1, 1)
-    mean, std = torch.tensor(trained.mean).view(channels), torch.tensor(trained.std).view(channels)
     with torch.inference_mode():
-        logits = trained.network((torch.from_numpy(images).float() / 255 - mean) / std)
+        logits = trained.network(trained.normalise(images))
     if not logits.isfinite().all():
         raise CommandError("the network gives values that are not finite: it is of no use", 1)
     best = logits.double().softmax(-1).topk(min(top, logits.shape[1]))
@@ -68,31 +61,6 @@ def predict(trained: Trained, images: np.ndarray, top: int) -> list[Guesses]:
         [(trained.outputs[i], p) for p, i in zip(ps, at, strict=True)]
         for ps, at in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
-
-
-def _reader(trained: Trained) -> Callable[[Path], tuple[np.ndarray, str]]:
-    """Pixels of a file and, if it was squeezed, the size that it had; as in training."""
-    height, width = trained.image_size
-    data = trained.config.get("data")
-    if isinstance(data, dict) and data.get("_target_") == "cvattn.data.FolderData":
-        # These networks saw images cut to shape, never squeezed: they get the same here.
-        from cvattn.data.folder_files import decode
-
-        def read_cut(path: Path) -> tuple[np.ndarray, str]:
-            if not path.is_file():
-                read_image(path, trained.channels, trained.image_size)  # says what is wrong
-            pixels = decode(path, trained.image_size, trained.channels)
-            if isinstance(pixels, str):
-                raise ImageError(pixels)
-            return pixels, ""
-
-        return read_cut
-
-    def read_whole(path: Path) -> tuple[np.ndarray, str]:
-        pixels, (h, w) = read_image(path, trained.channels, trained.image_size)
-        return pixels, f"{w} x {h}" if h * width != w * height else ""
-
-    return read_whole
 
 
 def _show(rows: Sequence[tuple[str, Guesses]]) -> None:

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 
-from cvattn.blocks import SelfAttention2d
-from cvattn.maps import attention_modules, capture_attention
+from cvattn.maps import attention_heat, attention_modules, overlay
 
 _MOST_BLOCKS = 4
 
@@ -69,24 +67,30 @@ def draw_attention(
     Returns:
         Whether there was anything to draw.
     """
-    blocks = _drawable(network)
-    if not blocks:
+    height, width = images.shape[2:]
+    found = (
+        attention_heat(network, images, at=(height // 2, width // 2))
+        if attention_modules(network)
+        else {}
+    )
+    if not found:
         return False
+    # From the first block to the last.
+    places = np.linspace(0, len(found) - 1, min(_MOST_BLOCKS, len(found)))
+    heats = {name: found[name].mean(dim=1) for name in (list(found)[round(i)] for i in places)}
     with torch.no_grad():
         guesses = network(images).argmax(-1).tolist()
-    heats = {name: _centre_heat(network, name, images) for name in blocks}
     pictures = to_picture(images)
     figure = Figure(figsize=(1.6 * len(images), 1.6 * (1 + len(heats)) + 0.6), layout="constrained")
     grid = figure.subplots(1 + len(heats), len(images), squeeze=False)
-    middle = (images.shape[3] / 2 - 0.5, images.shape[2] / 2 - 0.5)
+    middle = (width / 2 - 0.5, height / 2 - 0.5)
     for column, (picture, label, guess) in enumerate(zip(pictures, labels, guesses, strict=True)):
         right = "" if guess == label else f"\n(taken for {classes[guess]})"
         grid[0, column].imshow(picture)
         grid[0, column].set_title(f"{classes[label]}{right}", fontsize=8)
         for row, (name, heat) in enumerate(heats.items(), start=1):
             axes = grid[row, column]
-            axes.imshow(picture.mean(-1), cmap="gray", alpha=0.55)
-            axes.imshow(heat[column].numpy(), cmap="inferno", alpha=0.65)
+            axes.imshow(overlay(picture, heat[column]))
             axes.plot(*middle, marker="+", color="cyan", markersize=7, markeredgewidth=1.2)
             if column == 0:
                 axes.set_title(name, fontsize=7, loc="left")
@@ -95,31 +99,3 @@ def draw_attention(
     figure.suptitle("where the middle (+) looks; brighter = more", fontsize=9)
     figure.savefig(path, dpi=130)
     return True
-
-
-def _drawable(network: nn.Module) -> list[str]:
-    """The blocks whose keys lie on an image grid; at most four, spread from first to last."""
-    on_grid = [
-        name
-        for name, block in attention_modules(network).items()
-        if isinstance(block, SelfAttention2d) or hasattr(network, "grid")
-    ]
-    count = min(_MOST_BLOCKS, len(on_grid))
-    return [on_grid[round(i)] for i in np.linspace(0, len(on_grid) - 1, count)] if count else []
-
-
-def _centre_heat(network: nn.Module, name: str, images: Tensor) -> Tensor:
-    """(B, H, W) in 0..1: weights of the centre's query, mean over heads, laid on the image."""
-    with torch.no_grad(), capture_attention(network, [name], rows=[0]) as probe:
-        network(images[:1])
-    prefix = getattr(network, "num_prefix_tokens", 0) if name not in probe.query_grid else 0
-    tokens = cast(tuple[int, int], getattr(network, "grid", None))
-    height, width = probe.query_grid.get(name) or tokens
-    row = prefix + (height // 2) * width + width // 2
-    with torch.no_grad(), capture_attention(network, [name], rows=[row]) as maps:
-        network(images)
-    weights = maps[name].float().mean(dim=1)[:, 0, prefix:]
-    heat = weights.unflatten(1, maps.key_grid.get(name) or tokens)
-    heat = F.interpolate(heat[:, None], size=images.shape[-2:], mode="bilinear")[:, 0]
-    low, high = heat.amin((1, 2), keepdim=True), heat.amax((1, 2), keepdim=True)
-    return ((heat - low) / (high - low).clamp_min(1e-12)).cpu()

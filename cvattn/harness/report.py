@@ -78,6 +78,7 @@ def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: li
         for command in (
             f"python -m cvattn evaluate {path}",
             f"python -m cvattn predict {path} IMAGE...",
+            f"python -m cvattn explore {path} -o {folder}/explorer.html",
             f"python train.py ckpt_path={path} trainer.max_epochs={2 * summary['epochs']}",
         ):
             console.print(f"  {command}", soft_wrap=True)

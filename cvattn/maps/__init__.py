@@ -1,13 +1,17 @@
 """Looking inside: which positions attend to which."""
 
 from cvattn.maps.capture import AttentionMaps, attention_modules, capture_attention
+from cvattn.maps.heat import attention_heat, heat_on_image, overlay
 from cvattn.maps.measures import attention_distance, attention_entropy, attention_rollout
 
 __all__ = [
     "AttentionMaps",
     "attention_distance",
     "attention_entropy",
+    "attention_heat",
     "attention_modules",
     "attention_rollout",
     "capture_attention",
+    "heat_on_image",
+    "overlay",
 ]

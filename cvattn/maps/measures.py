@@ -15,44 +15,30 @@ def attention_entropy(weights: Tensor) -> Tensor:
     return torch.special.entr(weights).sum(-1).mean(dim=(0, 2))
 
 
-def attention_distance(
-    weights: Tensor, query_grid: tuple[int, int], key_grid: tuple[int, int] | None = None
-) -> Tensor:
+def attention_distance(pictures: Tensor) -> Tensor:
     """How far each head looks: mean distance from a query to its keys, weighted, -> (heads,).
 
-    In steps of the query grid. Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021), fig. 7.
+    In steps of the grid. Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021), figure 7.
 
     Args:
-        weights: (B, heads, queries, keys), both in the order of their grids, row by row. Prefix
-            tokens have no place: slice them off both sides first; rows are divided by their sums.
-        query_grid: (H, W) of the queries.
-        key_grid: (H, W) of the keys over the same map; None = as the queries. Pooled keys stand in
-            the middle of what they were pooled from.
+        pictures: (B, heads, H * W, H, W), a picture for each query of the grid, as
+            ``AttentionMaps.on_grid`` gives them. Rows of prefix tokens have no place: slice them
+            off first. Pictures are divided by their sums, which prefix keys lessen.
 
     Raises:
-        ValueError: weights that do not lie on these grids.
+        ValueError: another shape.
     """
-    key_grid = query_grid if key_grid is None else key_grid
-    queries, keys = query_grid[0] * query_grid[1], key_grid[0] * key_grid[1]
-    if weights.ndim != 4 or tuple(weights.shape[2:]) != (queries, keys):
+    if pictures.ndim != 5 or pictures.shape[2] != pictures.shape[3] * pictures.shape[4]:
         raise ValueError(
-            f"weights {tuple(weights.shape)} do not lie on grids of {query_grid} queries and "
-            f"{key_grid} keys (H, W): expected (batch, heads, {queries}, {keys})"
+            f"pictures have shape {tuple(pictures.shape)}; expected (batch, heads, H * W, H, W), "
+            "one for each query of the grid, without prefix tokens"
         )
-    weights = weights.double()
+    height, width = pictures.shape[3:]
+    y, x = torch.arange(height), torch.arange(width)
+    places = torch.cartesian_prod(y.double(), x.double()).to(pictures.device)
+    weights = pictures.double().flatten(3)
     weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)
-    places = _places(query_grid, query_grid, weights.device)
-    distances = torch.cdist(places, _places(key_grid, query_grid, weights.device))
-    return (weights * distances).sum(-1).mean(dim=(0, 2))
-
-
-def _places(grid: tuple[int, int], over: tuple[int, int], device: torch.device) -> Tensor:
-    """(H*W, 2): where the cells of ``grid`` have their middles, in steps of the grid ``over``."""
-    axes = [
-        (torch.arange(size, device=device, dtype=torch.float64) + 0.5) * (whole / size) - 0.5
-        for size, whole in zip(grid, over, strict=True)
-    ]
-    return torch.cartesian_prod(*axes)
+    return (weights * torch.cdist(places, places)).sum(-1).mean(dim=(0, 2))
 
 
 def attention_rollout(maps: Mapping[str, Tensor], *, residual: float = 0.5) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cvattn.blocks import SelfAttention2d
 from cvattn.core import MultiHeadAttention
 from cvattn.maps import attention_modules, capture_attention
+from cvattn.maps.grids import Layout
 from cvattn.models import SAGANClassifier, Transformer, VisionTransformer
 
 
@@ -112,7 +113,45 @@ def test_weights_of_a_vision_transformer():
         want = by_hand(block.q_proj(x), block.k_proj(x), 3, 0.5)
         assert want.shape == (2, 3, 16, 16)
         assert_near(maps[name], want, 1e-5)
-    assert not maps.key_grid
+        assert maps.layout[name] == Layout((3, 5), (3, 5), num_prefix_tokens=1)
+        pictures = maps.on_grid(name)
+        assert pictures.shape == (2, 3, 16, 3, 5)
+        assert torch.equal(pictures[:, :, 7, 2, 1], maps[name][:, :, 7, 1 + 2 * 5 + 1])
+
+
+def test_pooled_keys_are_laid_back_on_the_map():
+    """An odd map: the pools at its edges hold fewer positions, and rows still sum to 1."""
+    model = sagan("biggan").eval()
+    with capture_attention(model, ["attention.stage1"], rows=[13, 4]) as maps:
+        model(images())
+    weights, pictures = maps["attention.stage1"], maps.on_grid("attention.stage1")
+    assert pictures.shape == (2, 1, 2, 11, 6)
+    for y in range(11):
+        for x in range(6):
+            members = (2 if y < 10 else 1) * 2
+            key = weights[..., (y // 2) * 3 + x // 2]
+            assert_near(pictures[..., y, x], key / members, 1e-6)
+    assert_near(pictures.sum((-2, -1)), torch.ones(2, 1, 2), 1e-6)
+
+
+def test_what_lies_on_no_grid_says_so():
+    model = transformer().eval()
+    with capture_attention(model) as maps:
+        model(SOURCE, TARGET)
+    assert not maps.layout
+    with pytest.raises(ValueError, match=r"encoder.*lie on no grid"):
+        maps.on_grid(next(iter(maps)))
+    with pytest.raises(ValueError, match=r"no weights of 'nope'; captured: encoder"):
+        maps.on_grid("nope")
+
+
+def test_images_of_another_size_in_training_have_no_grid_that_is_known():
+    model = vit().train()
+    with capture_attention(model) as maps:
+        model(images(6, 10))
+        assert len(maps.layout) == 2
+        model(images(8, 6))
+    assert not maps.layout
 
 
 def test_cross_attention_is_captured_with_its_masks():

@@ -32,30 +32,30 @@ def rows(*shape: int) -> torch.Tensor:
 
 
 def test_distance_is_that_of_a_slow_loop():
-    weights = rows(2, 3, 15, 4)  # queries on 3 x 5, keys pooled to 2 x 2
-    places = [(y, x) for y in (0.25, 1.75) for x in (0.75, 3.25)]
+    pictures = rows(2, 3, 15, 15).unflatten(-1, (3, 5))
     for head in range(3):
         total = 0.0
         for image in range(2):
             for query in range(15):
-                for key, (y, x) in enumerate(places):
-                    apart = math.hypot(query // 5 - y, query % 5 - x)
-                    total += weights[image, head, query, key].item() * apart
-        found = attention_distance(weights, (3, 5), (2, 2))[head].item()
-        assert found == pytest.approx(total / 30, rel=1e-9)
+                for y in range(3):
+                    for x in range(5):
+                        apart = math.hypot(query // 5 - y, query % 5 - x)
+                        total += pictures[image, head, query, y, x].item() * apart
+        assert attention_distance(pictures)[head].item() == pytest.approx(total / 30, rel=1e-9)
 
 
 def test_distance_of_what_looks_at_itself_and_one_to_the_right():
-    size = (3, 5)
     itself = torch.eye(15)
     right = itself.roll(1, dims=1)
     right[4::5] = itself[4::5]  # at the border they look at themselves
-    weights = torch.stack([itself, right])[None]
-    assert attention_distance(weights, size).tolist() == pytest.approx([0.0, 0.8])
-    sliced = 0.25 * weights  # as behind prefix tokens that take most of it
-    assert attention_distance(sliced, size).tolist() == pytest.approx([0.0, 0.8])
-    with pytest.raises(ValueError, match=r"grids of \(5, 5\).*expected \(batch, heads, 25, 25\)"):
-        attention_distance(weights, (5, 5))
+    pictures = torch.stack([itself, right])[None].unflatten(-1, (3, 5))
+    assert attention_distance(pictures).tolist() == pytest.approx([0.0, 0.8])
+    sliced = 0.25 * pictures  # as behind prefix tokens that take most of it
+    assert attention_distance(sliced).tolist() == pytest.approx([0.0, 0.8])
+    with pytest.raises(
+        ValueError, match=r"shape \(1, 2, 16, 3, 5\); expected \(batch, heads, H \* W"
+    ):
+        attention_distance(torch.rand(1, 2, 16, 3, 5))  # a class token's row is still there
 
 
 def test_two_layers_roll_out_to_their_closed_form():

@@ -1,0 +1,96 @@
+"""What one point of an image, or the class token, looks at, as heat over the image."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvattn.maps.capture import capture_attention
+
+
+def attention_heat(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    at: tuple[float, float] | None = None,
+    layers: Iterable[str] | None = None,
+) -> dict[str, Tensor]:
+    """Where one query looks in each block: ``{module name: (B, heads, H, W)}`` over the images.
+
+    The model runs as it is (call ``eval()`` first), without gradients. Weights are interpolated
+    from the block's grid to the pixels, so they no longer sum to 1.
+
+    Args:
+        model: with blocks whose positions lie on a grid (feature maps, ViTs); others are left out.
+        images: (B, C, H, W), as the model takes them.
+        at: the point (y, x) in pixels that looks; None = the class token, or another first prefix
+            token.
+        layers: names of the blocks; None = all.
+
+    Raises:
+        ValueError: a point outside the images; no prefix token; no attention blocks at all.
+    """
+    height, width = images.shape[-2:]
+    if at is not None and not (0 <= at[0] < height and 0 <= at[1] < width):
+        raise ValueError(f"at={at} is not inside images of {height} x {width} (y, x)")
+    with torch.no_grad(), capture_attention(model, layers, rows=[0]) as probe:
+        model(images[:1])
+    wanted: dict[int, list[str]] = {}
+    for name, layout in probe.layout.items():
+        if at is None and layout.num_prefix_tokens:
+            wanted.setdefault(0, []).append(name)
+        elif at is not None:
+            (h, w), (y, x) = layout.query_grid, at
+            row = int(y * h / height) * w + int(x * w / width)
+            wanted.setdefault(layout.num_prefix_tokens + row, []).append(name)
+    if at is None and not wanted:
+        raise ValueError(
+            f"{type(model).__name__} has no class token; say which point looks, at=(y, x)"
+        )
+    heats: dict[str, Tensor] = {}
+    for row, names in wanted.items():
+        with torch.no_grad(), capture_attention(model, names, rows=[row]) as maps:
+            model(images)
+        heats |= {
+            name: heat_on_image(maps.on_grid(name)[:, :, 0], (height, width)) for name in names
+        }
+    return {name: heats[name] for name in probe if name in heats}
+
+
+def heat_on_image(weights: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Weights on a grid (..., h, w) -> (..., H, W) over the image, interpolated between middles."""
+    flat = weights.float().reshape(1, -1, *weights.shape[-2:])
+    over = F.interpolate(flat, size=image_size, mode="bilinear", align_corners=False)
+    return over.reshape(*weights.shape[:-2], *image_size)
+
+
+def overlay(picture: np.ndarray, heat: Tensor, *, strength: float = 0.65) -> np.ndarray:
+    """Heat over a picture, as a picture: black where there is least, yellow where there is most.
+
+    Args:
+        picture: (H, W, 3) or (H, W), uint8.
+        heat: (H, W), any range; it is stretched from its least to its most.
+        strength: share of the heat in the result, the rest is the picture in grey.
+
+    Returns:
+        (H, W, 3) uint8, for ``PIL.Image.fromarray`` or ``imshow``.
+
+    Raises:
+        ValueError: sizes that differ, or a strength outside 0..1.
+    """
+    from matplotlib import colormaps
+
+    if tuple(heat.shape) != picture.shape[:2]:
+        raise ValueError(
+            f"heat of {tuple(heat.shape)} does not lie on a picture of {picture.shape[:2]}; "
+            "cvattn.maps.heat_on_image makes it so"
+        )
+    if not 0.0 <= strength <= 1.0:
+        raise ValueError(f"strength={strength} must be in 0..1")
+    values = heat.detach().double().cpu().numpy()
+    values = (values - values.min()) / max(values.max() - values.min(), 1e-300)
+    colours = colormaps["inferno"](values)[..., :3] * 255
+    grey = (picture if picture.ndim == 2 else picture.mean(-1))[..., None]
+    return ((1 - strength) * grey + strength * colours).round().astype(np.uint8)

@@ -63,8 +63,10 @@ function draw(canvas, index, head, strength, marked) {
   const most = Math.max(...values, 1e-30);
   const small = new OffscreenCanvas(width, height), pixels = new ImageData(width, height);
   values.forEach((value, k) => {
-    const colour = 3 * Math.round((255 * value) / most);
-    pixels.data.set([...colours.subarray(colour, colour + 3), 255], 4 * k);
+    const share = value / most, colour = 3 * Math.round(255 * share);
+    // Where there is little heat the image shines through, until the slider is at its end.
+    const alpha = 255 * strength ** (3 - 2.4 * share);
+    pixels.data.set([...colours.subarray(colour, colour + 3), alpha], 4 * k);
   });
   small.getContext("2d").putImageData(pixels, 0, 0);
   const wide = canvas.clientWidth * devicePixelRatio || 100;
@@ -75,9 +77,7 @@ function draw(canvas, index, head, strength, marked) {
   context.filter = `grayscale(${Math.min(1, 2 * strength)})`;
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   context.filter = "none";
-  context.globalAlpha = strength;
   context.drawImage(small, 0, 0, canvas.width, canvas.height);
-  context.globalAlpha = 1;
   if (marked && row(block) >= block.num_prefix_tokens) mark(context, block, canvas);
 }
 
@@ -94,7 +94,7 @@ function mark(context, block, canvas) {
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 const short = (name) => name === content.rollout ? "rollout"
   : name.replace(/(encoder\.)?(layers|blocks)\.(\d+)\.(self_attn|attn)$/, (_, a, b, n) => `layer ${+n + 1}`)
-    .replace(/\.?inserted_attention$/, "") || name;
+    .replace(/^attention\.|\.?inserted_attention$/g, "") || name;
 
 function read() {
   const block = blocks[state.block], { values, onPrefix } = heat(state.block, state.head);
@@ -124,7 +124,7 @@ function tile(parent, chosen, lines, choose) {
   lines.forEach((line, index) => {
     const part = document.createElement(index ? "span" : "b");
     part.textContent = line;
-    button.append(part, index ? document.createElement("br") : "");
+    button.append(part);
   });
   button.title = lines.join(", ");
   button.addEventListener("click", choose);
@@ -156,7 +156,7 @@ function makeTiles() {
   for (let index = 0; index < block.num_prefix_tokens; index++) {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = `look from the ${prefixName(index)}`;
+    button.textContent = `look from the ${prefixName(index)}${index ? "" : " (C)"}`;
     button.addEventListener("click", () => choose({ prefix: index }));
     element("prefix").append(button);
   }
@@ -186,11 +186,11 @@ async function showImage(index) {
   [picture, weights] = [next, unpackedWeights];
   const [name, share] = image.guesses[0], wrong = image.label !== null && image.label !== name;
   const strong = document.createElement("strong");
-  strong.textContent = `${name} ${percent(share)}`;
+  strong.textContent = `${name}, ${percent(share)}`;
   strong.className = image.label === null ? "" : wrong ? "wrong" : "right";
-  const others = image.guesses.slice(1).map(([n, p]) => `${n} ${percent(p)}`).join(", ");
+  const others = image.guesses.slice(1).map(([n, p]) => `${n} (${percent(p)})`).join(", ");
   element("caption").replaceChildren(strong,
-    image.label === null ? "" : wrong ? ` ✗ it is ${image.label}` : " ✓", others && ` · or ${others}`);
+    image.label === null ? "" : wrong ? ` ✗ it is ${image.label}` : " ✓", others && `; or ${others}`);
   [...element("images").children].forEach((button, i) => {
     button.setAttribute("aria-pressed", i === index);
     if (i === index) button.scrollIntoView({ block: "nearest", inline: "nearest" });
@@ -271,7 +271,7 @@ function start() {
   stage.addEventListener("pointerdown", point);
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key in steps && document.activeElement === stage) {
+    if (event.key in steps && [stage, document.body].includes(document.activeElement)) {
       event.preventDefault();
       step(...steps[event.key]);
     } else if (event.key.toLowerCase() in keys) keys[event.key.toLowerCase()]();

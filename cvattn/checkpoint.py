@@ -1,13 +1,18 @@
-"""Checkpoints that open with ``torch.load(weights_only=True)`` and rebuild their network alone.
+"""Checkpoints that open without running code, and rebuild their network alone.
 
-A checkpoint is a dict. Beside whatever the training loop keeps there, it has
+A ``.ckpt`` file (``torch.load(weights_only=True)`` opens it) is a dict. Beside whatever the training
+loop keeps there, it has
 
 - ``"state_dict"``: the weights, the network's under ``network.``;
 - ``"cvattn"``: ``{"format", "model", "args", "meta"}``: the class in :mod:`cvattn.models`, the
   plain arguments it was built with, and what a user needs to use it (classes, mean and std, image
   size, the run's whole configuration).
+
+A ``.safetensors`` file has the weights as its tensors and the entry as JSON in its metadata. Small
+networks that come with the package are such files, and are loaded by name.
 """
 
+import json
 import pickle
 import warnings
 import zipfile
@@ -23,6 +28,8 @@ import cvattn.models as models
 
 FORMAT = 1
 PREFIX = "network."
+SAFE = ".safetensors"
+ON_BOARD = {path.stem: path for path in sorted((Path(__file__).parent / "on_board").iterdir())}
 
 
 class CheckpointError(ValueError):
@@ -44,26 +51,49 @@ def save(
     args: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint that :func:`load` opens: weights, class, arguments, meta; no training."""
+    """Write a checkpoint that :func:`load` opens: weights, class, arguments, meta; no training.
+
+    The name chooses the format: ``.safetensors``, or else what ``torch.save`` writes.
+    """
+    entry = describe(network, args, meta)
+    if Path(path).suffix == SAFE:
+        from safetensors.torch import save_file
+
+        state = {key: value.contiguous() for key, value in network.state_dict().items()}
+        save_file(state, path, metadata={"cvattn": json.dumps(entry)})
+        return
     state = {PREFIX + key: value for key, value in network.state_dict().items()}
-    torch.save({"cvattn": describe(network, args, meta), "state_dict": state}, path)
+    torch.save({"cvattn": entry, "state_dict": state}, path)
 
 
 def read(path: str | PathLike[str], *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
     """The whole checkpoint as a dict, after checking that it is one of ours.
 
+    Args:
+        path: of a file, or a name in ``ON_BOARD``.
+        map_location: device of the weights.
+
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: not a checkpoint, damaged, or not written by cvattn.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+    file = Path(path)
+    if not file.is_file():
+        if str(path) not in ON_BOARD:
+            raise FileNotFoundError(
+                f"no checkpoint at {path}; there are, by name: {', '.join(ON_BOARD)}"
+            )
+        file = ON_BOARD[str(path)]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # guesses about foreign files; the error says it better
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            content = (
+                _read_safetensors(file, map_location)
+                if file.suffix == SAFE
+                else torch.load(file, map_location=map_location, weights_only=True)
+            )
     except Exception as error:  # on damaged files the unpickler raises nearly anything
-        raise CheckpointError(f"{path} {_diagnosis(path, error)}") from error
+        raise CheckpointError(f"{path} {_diagnosis(file, error)}") from error
     ours = content.get("cvattn") if isinstance(content, dict) else None
     if not isinstance(ours, dict) or not isinstance(content.get("state_dict"), dict):
         raise CheckpointError(
@@ -80,6 +110,17 @@ def read(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
     return content
 
 
+def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt", device=str(map_location)) as file:
+        entry = json.loads((file.metadata() or {}).get("cvattn", "null"))
+        return {
+            "cvattn": entry,
+            "state_dict": {PREFIX + k: file.get_tensor(k) for k in file.keys()},
+        }
+
+
 def _diagnosis(path: str | PathLike[str], error: Exception) -> str:
     """What is wrong with a file that did not load; torch's own words advise to load it unsafely."""
     if isinstance(error, PermissionError):
@@ -88,6 +129,8 @@ def _diagnosis(path: str | PathLike[str], error: Exception) -> str:
         start = file.read(4)
     if not start:
         return "is empty"
+    if Path(path).suffix == SAFE:
+        return f"is damaged, or no safetensors file: {error}"
     if start != b"PK\3\4":
         return "is not a checkpoint: not a file that torch.save writes"
     try:
@@ -106,7 +149,8 @@ def load(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
     """The trained network from a checkpoint, in eval mode, without Hydra or Lightning.
 
     Args:
-        path: a ``.ckpt`` of a run (``checkpoints/last.ckpt``) or a file written by :func:`save`.
+        path: a ``.ckpt`` of a run (``checkpoints/last.ckpt``), a file written by :func:`save`, or
+            the name of a network that comes with the package: "sagan-digits", "vit-digits".
         map_location: device of the weights.
 
     Returns:

@@ -3,8 +3,8 @@
     python benchmarks/on_board.py                 cvattn/on_board/*.safetensors, a few minutes
     python benchmarks/on_board.py vit-digits      only that one
 
-They are there to be looked at: `cvattn.load("sagan-digits")`, `cvattn explore vit-digits`. What each
-was trained with and what it reached is in its ``.meta``.
+They are there to be looked at: `cvattn.load("sagan-digits")`, `cvattn explore vit-digits`. What
+each was trained with and what it reached is in its ``.meta``.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Checkpoints that open without running code, and rebuild their network alone.
 
-A ``.ckpt`` file (``torch.load(weights_only=True)`` opens it) is a dict. Beside whatever the training
-loop keeps there, it has
+A ``.ckpt`` file (``torch.load(weights_only=True)`` opens it) is a dict. Beside whatever the
+training loop keeps there, it has
 
 - ``"state_dict"``: the weights, the network's under ``network.``;
 - ``"cvattn"``: ``{"format", "model", "args", "meta"}``: the class in :mod:`cvattn.models`, the
@@ -29,7 +29,9 @@ import cvattn.models as models
 FORMAT = 1
 PREFIX = "network."
 SAFE = ".safetensors"
-ON_BOARD = {path.stem: path for path in sorted((Path(__file__).parent / "on_board").iterdir())}
+ON_BOARD = {
+    path.stem: path for path in sorted((Path(__file__).parent / "on_board").glob(f"*{SAFE}"))
+}
 
 
 class CheckpointError(ValueError):
@@ -115,10 +117,8 @@ def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str,
 
     with safe_open(path, framework="pt", device=str(map_location)) as file:
         entry = json.loads((file.metadata() or {}).get("cvattn", "null"))
-        return {
-            "cvattn": entry,
-            "state_dict": {PREFIX + k: file.get_tensor(k) for k in file.keys()},
-        }
+        names = file.keys()
+        return {"cvattn": entry, "state_dict": {PREFIX + n: file.get_tensor(n) for n in names}}
 
 
 def _diagnosis(path: str | PathLike[str], error: Exception) -> str:

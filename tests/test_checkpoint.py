@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import cvattn
 from cvattn import checkpoint, models
@@ -78,11 +79,12 @@ def test_every_network_is_covered_here():
     assert set(SMALL) == set(models.__all__)
 
 
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 @pytest.mark.parametrize("name", models.__all__)
-def test_there_and_back_is_exact(name, tmp_path):
+def test_there_and_back_is_exact(name, suffix, tmp_path):
     network = build(name)
-    save(tmp_path / "n.ckpt", network, args=SMALL[name], meta=META)
-    loaded = cvattn.load(tmp_path / "n.ckpt")
+    save(tmp_path / f"n{suffix}", network, args=SMALL[name], meta=META)
+    loaded = cvattn.load(tmp_path / f"n{suffix}")
     assert type(loaded) is type(network)
     assert loaded.meta == META
     assert not any(module.training for module in loaded.modules())
@@ -171,6 +173,21 @@ def test_a_file_cut_short(vit, part):
         load(vit)
 
 
+def test_safetensors_that_are_none_or_not_ours(tmp_path):
+    network, path = build("VisionTransformer"), tmp_path / "n.safetensors"
+    save(path, network, args=SMALL["VisionTransformer"], meta=META)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"n\.safetensors is damaged, or no safetensors file"):
+        load(path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is empty"):
+        load(path)
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match="was not written by cvattn"):
+        load(path)
+
+
 def test_another_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
         archive.writestr("a/b.txt", "words")
@@ -180,7 +197,7 @@ def test_another_zip(tmp_path):
 
 def test_missing_files_and_folders(tmp_path):
     for path in (tmp_path / "none.ckpt", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"no checkpoint at {path}"):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint at {path}; .*vit-digits"):
             load(path)
 
 

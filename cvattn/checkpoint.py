@@ -83,7 +83,7 @@ def read(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
     if not file.is_file():
         if str(path) not in ON_BOARD:
             raise FileNotFoundError(
-                f"no checkpoint at {path}; there are, by name: {', '.join(ON_BOARD)}"
+                f"no checkpoint at {path}; by name there are {', '.join(ON_BOARD)}"
             )
         file = ON_BOARD[str(path)]
     try:

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from cvattn.checkpoint import CheckpointError, load
+from cvattn.checkpoint import ON_BOARD, CheckpointError, load
+
+CHECKPOINT_HELP = f"a .ckpt file of a run (checkpoints/last.ckpt), or {' or '.join(ON_BOARD)}"
 
 
 class CommandError(Exception):
@@ -83,7 +85,7 @@ def open_classifier(path: str, device: str = "cpu") -> Trained:
     try:
         network = load(path, map_location=device)
     except FileNotFoundError as error:
-        raise CommandError(f"{error}{_other_checkpoints(Path(path))}") from error
+        raise CommandError(f"no checkpoint at {path}{_other_checkpoints(Path(path))}") from error
     except CheckpointError as error:
         # The rest of torch's list of keys and sizes helps nobody at a command line.
         raise CommandError(" ".join(str(error).split())[:600]) from error
@@ -134,6 +136,6 @@ def _other_checkpoints(path: Path) -> str:
     if path.is_dir():
         found = sorted([*path.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")])
         there = f": {', '.join(map(shown, found))}" if found else ""
-        return f", it is a folder{there}"
+        return f"; it is a folder{there}"
     found = sorted(path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
-    return near(shown(path), map(shown, found))
+    return near(shown(path), [*map(shown, found), *ON_BOARD])

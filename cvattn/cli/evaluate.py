@@ -18,7 +18,7 @@ from rich.text import Text
 from torch import Tensor
 
 import cvattn
-from cvattn.cli.common import CommandError, Parser, Trained, open_classifier, shown
+from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, Trained, open_classifier, shown
 from cvattn.cli.data_choice import MODULES, choose_data
 from cvattn.cli.figures import draw_confusion, draw_reliability
 from cvattn.cli.measures import BINS, Measures, measure
@@ -222,7 +222,7 @@ def _parser() -> Parser:
         description="Accuracy for each class, confusion matrix and calibration, in float32. "
         "Without data=... on the data that the checkpoint says it was trained on.",
     )
-    parser.add_argument("checkpoint", help="a .ckpt file of a run (checkpoints/last.ckpt)")
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument(
         "data",
         nargs="*",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import cvattn
-from cvattn.cli.common import CommandError, Parser, Trained, open_classifier, shown
+from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, Trained, open_classifier, shown
 from cvattn.cli.explorer import look, write_page
 from cvattn.cli.images import ImageError, find_images, image_reader
 from cvattn.cli.predict import predict
@@ -120,7 +120,7 @@ def _parser() -> Parser:
         "shows validation images of the data that the network was trained on; data=NAME and "
         "data.KEY=VALUE choose other data.",
     )
-    parser.add_argument("checkpoint", help="a .ckpt file of a run (checkpoints/last.ckpt)")
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, or folders of images")
     parser.add_argument("-o", "--output", default="explorer.html", help="explorer.html if not said")
     parser.add_argument("--count", type=int, default=24, metavar="N", help="data images shown (24)")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cvattn.cli.common import CommandError, Parser, Trained, open_classifier, shown
+from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, Trained, open_classifier, shown
 from cvattn.cli.images import ImageError, find_images, image_reader
 
 BATCH = 64
@@ -89,7 +89,7 @@ def _parser() -> Parser:
         "are resized to what the network takes; transparency becomes white. For networks trained "
         "on data=folder they are cut to shape as in training, for others squeezed.",
     )
-    parser.add_argument("checkpoint", help="a .ckpt file of a run (checkpoints/last.ckpt)")
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of images")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes shown (3)")
     return parser

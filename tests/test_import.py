@@ -22,6 +22,7 @@ PUBLIC = {
     "cvattn.testing": "AttentionCheckError Report check_attention slow_attention",
     "cvattn.cost": "AttentionCost count_macs count_parameters explain_attention predict_peak "
     "training_pflop",
+    "cvattn.weights": "from_biggan from_self_attn from_timm from_torch from_torchvision to_torch",
     "cvattn.cli": "main",
     "cvattn.checkpoint": "CheckpointError load read save",
     "cvattn.core.masks": "causal_mask combine_masks from_additive from_torch_masks from_zero_one "

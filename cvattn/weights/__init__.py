@@ -1,9 +1,18 @@
 """Other people's weights into ours and back: one importer for each source.
 
-timm is loaded by the call that needs it, not by importing this.
+timm and torchvision are loaded by the call that needs them, not by importing this.
 """
 
+from cvattn.weights.sagan_blocks import from_biggan, from_self_attn
 from cvattn.weights.timm_vit import from_timm
 from cvattn.weights.torch_nn import from_torch, to_torch
+from cvattn.weights.torchvision_vit import from_torchvision
 
-__all__ = ["from_timm", "from_torch", "to_torch"]
+__all__ = [
+    "from_biggan",
+    "from_self_attn",
+    "from_timm",
+    "from_torch",
+    "from_torchvision",
+    "to_torch",
+]

@@ -1,18 +1,17 @@
 """Weights of timm's ``VisionTransformer`` into ours.
 
-timm's class token has a row of its own in the table of positions; ours needs none, so the row is
-added to the token. What timm can be told to do and ours cannot is refused by the name of timm's
-argument, never dropped.
+What timm can be told to do and ours cannot is refused by the name of timm's argument, never
+dropped.
 """
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from cvattn.core.feed_forward import Activation
 from cvattn.models import VisionTransformer
 from cvattn.weights.copying import copy_parameters, set_parameter
+from cvattn.weights.vit import copy_positions, empty_vit, one_for_all, refuse_if
 
 
 def from_timm(module: nn.Module) -> VisionTransformer:
@@ -21,6 +20,9 @@ def from_timm(module: nn.Module) -> VisionTransformer:
     Taken are ``global_pool="token"``, and ``"avg"`` with ``class_token=False, fc_norm=False``;
     learned positions; LayerScale (``init_values``); drop path; one dropout rate. Dtype, device,
     train/eval mode and ``requires_grad`` follow. timm is loaded by this call, not before.
+
+    For images of another size call ``resample((H, W))`` on the result; its logits are those of
+    timm's model after ``set_input_size((H, W))``.
 
     Raises:
         TypeError: not timm's ``VisionTransformer``; a subclass may compute something else.
@@ -36,21 +38,9 @@ def from_timm(module: nn.Module) -> VisionTransformer:
     _check_model(theirs)
     for index, block in enumerate(theirs.blocks):
         _check_block(block, index)
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are all replaced
-        ours = VisionTransformer(theirs.num_classes, **_arguments(theirs))
-    weight = theirs.patch_embed.proj.weight
-    ours.to(device=weight.device, dtype=weight.dtype)
+    ours = empty_vit(theirs.num_classes, theirs.patch_embed.proj.weight, **_arguments(theirs))
     _copy_model(ours, theirs)
     return ours.train(module.training)
-
-
-def _refuse_if(found: dict[str, bool], where: str = "") -> None:
-    """Name what is there and has no counterpart."""
-    names = [name for name, there in found.items() if there]
-    if names:
-        raise ValueError(
-            f"timm's model uses {', '.join(names)}{where}, which VisionTransformer here has not"
-        )
 
 
 def _present(part: Any) -> bool:
@@ -62,7 +52,7 @@ def _check_model(theirs: Any) -> None:
 
     patch, pool = theirs.patch_embed, theirs.global_pool
     plain_patch = type(patch) is PatchEmbed
-    _refuse_if(
+    refuse_if(
         {
             f"global_pool={pool!r}": pool not in ("token", "avg"),
             "global_pool='avg' with class_token=True": pool == "avg" and theirs.has_class_token,
@@ -95,9 +85,9 @@ def _check_block(block: Any, index: int) -> None:
     from timm.models.vision_transformer import Block
 
     where = f" in blocks.{index}"
-    _refuse_if({f"block_fn={type(block).__name__}": type(block) is not Block}, where)
+    refuse_if({f"block_fn={type(block).__name__}": type(block) is not Block}, where)
     attn, mlp = block.attn, block.mlp
-    _refuse_if(
+    refuse_if(
         {
             f"attn_layer={type(attn).__name__}": type(attn) is not Attention,
             f"mlp_layer={type(mlp).__name__}": type(mlp) is not Mlp,
@@ -107,7 +97,7 @@ def _check_block(block: Any, index: int) -> None:
     norms = {
         type(n).__name__ for n in (block.norm1, block.norm2) if not isinstance(n, nn.LayerNorm)
     }
-    _refuse_if(
+    refuse_if(
         {
             f"norm_layer={', '.join(sorted(norms))}": bool(norms),
             "qk_norm=True": _present(attn.q_norm) or _present(attn.k_norm),
@@ -142,23 +132,17 @@ def _arguments(theirs: Any) -> dict[str, Any]:
         "image_size": tuple(patch.img_size),
         "patch_size": patch.patch_size[0],
         "embed_dim": theirs.embed_dim,
-        "num_heads": _one("num_heads", [b.attn.num_heads for b in blocks]),
-        "ffn_dim": _one("mlp_ratio", [b.mlp.fc1.out_features for b in blocks]),
+        "num_heads": one_for_all("num_heads", [b.attn.num_heads for b in blocks]),
+        "ffn_dim": one_for_all("mlp_ratio", [b.mlp.fc1.out_features for b in blocks]),
         "num_layers": len(blocks),
         "pool": "cls" if theirs.global_pool == "token" else "mean",
-        "dropout": _one("the rates of pos_drop, attn_drop and proj_drop", dropouts),
+        "dropout": one_for_all("the rates of pos_drop, attn_drop and proj_drop", dropouts),
         "drop_path": _drop_path(blocks),
         # The factors themselves are copied later.
-        "layer_scale": 1.0 if _one("init_values", list(scaled)) else None,
-        "activation": _one("act_layer", [_activation(b.mlp.act) for b in blocks]),
-        "norm_eps": _one("eps of the norms", [norm.eps for norm in norms]),
+        "layer_scale": 1.0 if one_for_all("init_values", list(scaled)) else None,
+        "activation": one_for_all("act_layer", [_activation(b.mlp.act) for b in blocks]),
+        "norm_eps": one_for_all("eps of the norms", [norm.eps for norm in norms]),
     }
-
-
-def _one(name: str, values: list) -> Any:
-    if len(set(values)) > 1:
-        raise ValueError(f"{name}: timm's model has {sorted(set(values))}; ours has one for all")
-    return values[0]
 
 
 def _drop_path(blocks: list[Any]) -> float:
@@ -189,14 +173,7 @@ def _activation(act: nn.Module) -> Activation:
 
 def _copy_model(ours: Any, theirs: Any) -> None:
     copy_parameters(ours.stem, theirs.patch_embed.proj)
-    table = theirs.pos_embed
-    if ours.class_token is not None:
-        token = theirs.cls_token
-        folded = token[0, 0] if theirs.no_embed_class else token[0, 0] + table[0, 0]
-        set_parameter(ours, "class_token", folded.detach().requires_grad_(token.requires_grad))
-    own_row = ours.class_token is not None and not theirs.no_embed_class
-    grid = table[0, 1:] if own_row else table[0]
-    set_parameter(ours.positions, "table", grid.detach().requires_grad_(table.requires_grad))
+    copy_positions(ours, theirs.cls_token, theirs.pos_embed)
     for layer, block in zip(ours.encoder.layers, theirs.blocks, strict=True):
         copy_parameters(layer.norm1, block.norm1)
         copy_parameters(layer.norm2, block.norm2)

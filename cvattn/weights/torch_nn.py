@@ -14,7 +14,8 @@ from torch import nn
 
 from cvattn.core import Decoder, DecoderLayer, Encoder, EncoderLayer, MultiHeadAttention
 from cvattn.core.feed_forward import Activation, FeedForward
-from cvattn.weights.copying import copy_parameters, set_parameter
+from cvattn.weights.copying import copy_parameters
+from cvattn.weights.torch_attention import attention_from, attention_to
 
 
 def from_torch(module: nn.Module) -> nn.Module:
@@ -41,7 +42,7 @@ def from_torch(module: nn.Module) -> nn.Module:
         module,
         "from_torch",
         {
-            nn.MultiheadAttention: _attention_from,
+            nn.MultiheadAttention: attention_from,
             nn.TransformerEncoderLayer: _encoder_layer_from,
             nn.TransformerEncoder: _encoder_from,
             nn.TransformerDecoderLayer: _decoder_layer_from,
@@ -60,7 +61,7 @@ def to_torch(module: nn.Module) -> nn.Module:
         module,
         "to_torch",
         {
-            MultiHeadAttention: _attention_to,
+            MultiHeadAttention: attention_to,
             EncoderLayer: _encoder_layer_to,
             Encoder: _encoder_to,
             DecoderLayer: _decoder_layer_to,
@@ -93,72 +94,10 @@ def _final_norm(norm: nn.Module | None, absent: nn.Module | None) -> nn.Module |
     return copy
 
 
-# ---- attention
-
-_NAMES = ("q_proj", "k_proj", "v_proj")
-
-
-def _attention_from(theirs: nn.MultiheadAttention) -> MultiHeadAttention:
-    with torch.device("meta"):
-        ours = MultiHeadAttention(
-            theirs.embed_dim,
-            theirs.num_heads,
-            kdim=theirs.kdim,
-            vdim=theirs.vdim,
-            bias=theirs.in_proj_bias is not None,
-            dropout=theirs.dropout,
-            add_bias_kv=theirs.bias_k is not None,
-            add_zero_attn=theirs.add_zero_attn,
-        )
-    for part, name in enumerate(_NAMES):
-        layer = getattr(ours, name)
-        if theirs.in_proj_weight is not None:
-            set_parameter(layer, "weight", theirs.in_proj_weight, part=part)
-        else:
-            set_parameter(layer, "weight", getattr(theirs, f"{name}_weight"))
-        if theirs.in_proj_bias is not None:
-            set_parameter(layer, "bias", theirs.in_proj_bias, part=part)
-    copy_parameters(ours.out_proj, theirs.out_proj)
-    _copy_bias_kv(ours, theirs)
-    return ours
-
-
-def _attention_to(ours: MultiHeadAttention) -> nn.MultiheadAttention:
-    layers = [getattr(ours, name) for name in _NAMES]
-    with torch.device("meta"):
-        theirs = nn.MultiheadAttention(
-            ours.embed_dim,
-            ours.num_heads,
-            kdim=ours.k_proj.in_features,
-            vdim=ours.v_proj.in_features,
-            bias=ours.q_proj.bias is not None,
-            dropout=ours.dropout,
-            add_bias_kv=ours.bias_k is not None,
-            add_zero_attn=ours.add_zero_attn,
-            batch_first=True,
-        )
-    if theirs.in_proj_weight is not None:
-        set_parameter(theirs, "in_proj_weight", *(layer.weight for layer in layers))
-    else:
-        for name, layer in zip(_NAMES, layers, strict=True):
-            set_parameter(theirs, f"{name}_weight", layer.weight)
-    if theirs.in_proj_bias is not None:
-        set_parameter(theirs, "in_proj_bias", *(layer.bias for layer in layers))
-    copy_parameters(theirs.out_proj, ours.out_proj)
-    _copy_bias_kv(theirs, ours)
-    return theirs
-
-
-def _copy_bias_kv(target: nn.Module, source: nn.Module) -> None:
-    for name in ("bias_k", "bias_v"):
-        if getattr(source, name) is not None:
-            set_parameter(target, name, getattr(source, name))
-
-
 # ---- layers
 
 
-def _activation_from(activation: Any) -> Activation:
+def activation_from(activation: Any) -> Activation:
     if activation is F.relu or type(activation) is nn.ReLU:
         return "relu"
     exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
@@ -177,7 +116,7 @@ def _layer_options_from(theirs: Any, dropouts: Sequence[str]) -> dict[str, Any]:
     rates = {name: getattr(theirs, name).p for name in dropouts}
     return {
         "dropout": _one_dropout(self_attn=theirs.self_attn.dropout, **rates),
-        "activation": _activation_from(theirs.activation),
+        "activation": activation_from(theirs.activation),
         "norm_first": theirs.norm_first,
         "bias": theirs.linear1.bias is not None,
     }
@@ -185,7 +124,7 @@ def _layer_options_from(theirs: Any, dropouts: Sequence[str]) -> dict[str, Any]:
 
 def _encoder_layer_from(theirs: nn.TransformerEncoderLayer) -> EncoderLayer:
     options = _layer_options_from(theirs, ("dropout", "dropout1", "dropout2"))
-    attention = _attention_from(theirs.self_attn)
+    attention = attention_from(theirs.self_attn)
     with torch.device("meta"):
         ours = EncoderLayer(
             attention.embed_dim, attention.num_heads, theirs.linear1.out_features, **options
@@ -198,13 +137,13 @@ def _encoder_layer_from(theirs: nn.TransformerEncoderLayer) -> EncoderLayer:
 def _decoder_layer_from(theirs: nn.TransformerDecoderLayer) -> DecoderLayer:
     options = _layer_options_from(theirs, ("dropout", "dropout1", "dropout2", "dropout3"))
     _one_dropout(self_attn=options["dropout"], multihead_attn=theirs.multihead_attn.dropout)
-    attention = _attention_from(theirs.self_attn)
+    attention = attention_from(theirs.self_attn)
     with torch.device("meta"):
         ours = DecoderLayer(
             attention.embed_dim, attention.num_heads, theirs.linear1.out_features, **options
         )
     ours.self_attn = attention
-    ours.cross_attn = _attention_from(theirs.multihead_attn)
+    ours.cross_attn = attention_from(theirs.multihead_attn)
     _copy_norms_and_ffn(ours, theirs, norms=3)
     return ours
 
@@ -232,7 +171,7 @@ def _layer_to(ours: Any, kind: type[nn.Module], *, norms: int) -> Any:
             bias=ffn.fc1.bias is not None,
             batch_first=True,
         )
-    theirs.self_attn = _attention_to(ours.self_attn)
+    theirs.self_attn = attention_to(ours.self_attn)
     for name in (f"norm{index + 1}" for index in range(norms)):
         copy_parameters(getattr(theirs, name), getattr(ours, name))
     copy_parameters(theirs.linear1, ffn.fc1)
@@ -251,7 +190,7 @@ def _encoder_layer_to(ours: EncoderLayer) -> nn.TransformerEncoderLayer:
 
 def _decoder_layer_to(ours: DecoderLayer) -> nn.TransformerDecoderLayer:
     theirs = _layer_to(ours, nn.TransformerDecoderLayer, norms=3)
-    theirs.multihead_attn = _attention_to(ours.cross_attn)
+    theirs.multihead_attn = attention_to(ours.cross_attn)
     return theirs
 
 

@@ -83,6 +83,16 @@ def test_float32():
     assert_near(from_timm(theirs)(images), theirs(images), 1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"no_embed_class": True}, MEAN])
+def test_resampled_as_timm_does(options):
+    theirs = timm_vit(**options).eval()
+    ours = from_timm(theirs)
+    ours.resample((20, 28))
+    theirs.set_input_size(img_size=(20, 28))
+    images = torch.randn(3, 3, 20, 28)
+    assert_near(ours(images), theirs(images), 1e-5)
+
+
 def test_all_parameters_arrive():
     """Ours has theirs less the class token's position, which is folded in."""
     theirs = timm_vit(init_values=0.1)

@@ -16,7 +16,7 @@ PUBLIC = {
     "cvattn.core": "Decoder DecoderLayer DropPath Encoder EncoderLayer FeedForward LayerScale "
     "MultiHeadAttention attention attention_weights masks positions",
     "cvattn.blocks": "SelfAttention2d insert_attention remove_attention split_parameters",
-    "cvattn.models": "SAGANClassifier Transformer VisionTransformer",
+    "cvattn.models": "SAGANClassifier TimmCNN Transformer VisionTransformer",
     "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_heat "
     "attention_modules attention_rollout capture_attention heat_on_image overlay",
     "cvattn.testing": "AttentionCheckError Report check_attention slow_attention",

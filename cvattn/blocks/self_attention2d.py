@@ -1,6 +1,7 @@
 """Self-attention for CNN feature maps, as SAGAN has it: every position attends to every other."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ class SelfAttention2d(nn.Module):
         bias: biases in all convolutions.
         spectral_norm: spectral normalisation of all convolutions, as GANs use it.
         gamma_init: starting value of gamma, a parameter of shape (1,). Its sign means nothing.
+        device, dtype: of the parameters, as in torch's own layers.
 
     Shape:
         (B, C, H, W) -> (B, C, H, W), same dtype and memory format; any H, W >= 1.
@@ -57,6 +59,8 @@ class SelfAttention2d(nn.Module):
         bias: bool = True,
         spectral_norm: bool = False,
         gamma_init: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         qk_channels = max(1, in_channels // 8) if qk_channels is None else qk_channels
@@ -81,18 +85,28 @@ class SelfAttention2d(nn.Module):
         self.in_channels = in_channels
         self.num_heads = num_heads
         self.kv_pool = kv_pool
-        self.query = nn.Conv2d(in_channels, qk_channels, 1, bias=bias)
-        self.key = nn.Conv2d(in_channels, qk_channels, 1, bias=bias)
-        self.value = nn.Conv2d(in_channels, value_channels, 1, bias=bias)
-        self.proj = nn.Conv2d(value_channels, in_channels, 1, bias=bias) if out_proj else None
-        self.gamma = nn.Parameter(torch.full((1,), float(gamma_init)))
+        like: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.query = nn.Conv2d(in_channels, qk_channels, 1, bias=bias, **like)
+        self.key = nn.Conv2d(in_channels, qk_channels, 1, bias=bias, **like)
+        self.value = nn.Conv2d(in_channels, value_channels, 1, bias=bias, **like)
+        self.proj = (
+            nn.Conv2d(value_channels, in_channels, 1, bias=bias, **like) if out_proj else None
+        )
+        self.gamma = nn.Parameter(torch.full((1,), float(gamma_init), **like))
         if spectral_norm:
             for layer in (self.query, self.key, self.value, self.proj):
                 if layer is not None:
                     nn.utils.parametrizations.spectral_norm(layer)
 
     @classmethod
-    def biggan(cls, in_channels: int, *, spectral_norm: bool = True) -> "SelfAttention2d":
+    def biggan(
+        cls,
+        in_channels: int,
+        *,
+        spectral_norm: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "SelfAttention2d":
         """The released SAGAN/BigGAN form: v at C/2, 2x2-pooled keys and values, output projection.
 
         Follows Brock et al.'s BigGAN-PyTorch (and the SAGAN release in TensorFlow). Differences:
@@ -106,6 +120,8 @@ class SelfAttention2d(nn.Module):
             out_proj=True,
             bias=False,
             spectral_norm=spectral_norm,
+            device=device,
+            dtype=dtype,
         )
 
     def forward(

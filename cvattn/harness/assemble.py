@@ -94,8 +94,8 @@ def assemble(cfg: DictConfig) -> Run:
     network = build(cfg.model, "model")
     if cfg.task.get("channels_last"):
         network = network.to(memory_format=torch.channels_last)
-    if ckpt_path is None and hasattr(network, "fit_to_images"):
-        network.fit_to_images(data.example_images(_IMAGES_TO_FIT, split="train")[0])
+    if ckpt_path is None:
+        _begin(network, data)
     task = build(cfg.task, "task", network=network, test_views=data.test_views)
     example = torch.zeros(1, info.channels, *info.image_size)
     macs = count_macs(network, example)
@@ -130,6 +130,17 @@ def assemble(cfg: DictConfig) -> Run:
         notes=notes,
         overrides=overrides,
     )
+
+
+def _begin(network: Any, data: ImageDataModule) -> None:
+    """What a network takes before its first step: weights of others, the look of the images."""
+    if hasattr(network, "load_pretrained"):
+        try:
+            network.load_pretrained()
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+    if hasattr(network, "fit_to_images"):
+        network.fit_to_images(data.example_images(_IMAGES_TO_FIT, split="train")[0])
 
 
 def _load(data: ImageDataModule) -> DataInfo:

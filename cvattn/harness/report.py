@@ -65,6 +65,9 @@ def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: li
     for name in cells:
         table.add_column(name, justify="right")
     table.add_row(*cells.values())
+    if summary["gamma"]:
+        gammas = (f"{name} {gamma:.3f}" for name, gamma in summary["gamma"].items())
+        table.caption, table.caption_justify = f"gamma: {', '.join(gammas)}", "left"
     console.print(table)
     for note in notes:
         console.print(note)

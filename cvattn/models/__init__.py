@@ -2,6 +2,7 @@
 
 from cvattn.models.sagan import SAGANClassifier
 from cvattn.models.seq2seq import Transformer
+from cvattn.models.timm_cnn import TimmCNN
 from cvattn.models.vit import VisionTransformer
 
-__all__ = ["SAGANClassifier", "Transformer", "VisionTransformer"]
+__all__ = ["SAGANClassifier", "TimmCNN", "Transformer", "VisionTransformer"]

@@ -1,4 +1,7 @@
-"""What a comparison puts in the place of an attention block, at its cost."""
+"""The attention blocks that a network can have by name, and controls at the cost of one."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,15 @@ def frozen_attention(channels: int) -> SelfAttention2d:
     block = SelfAttention2d(channels)
     block.gamma.requires_grad_(False)
     return block
+
+
+# Name -> channels -> block.
+BLOCKS: dict[str, Callable[[int], nn.Module]] = {
+    "common": SelfAttention2d,
+    "pooled": partial(SelfAttention2d, kv_pool=2),
+    "biggan": SelfAttention2d.biggan,
+    "frozen": frozen_attention,
+}
 
 
 class ConvolutionControl(nn.Module):

@@ -6,8 +6,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from cvattn.blocks import SelfAttention2d
-from cvattn.models.controls import ConvolutionControl, frozen_attention
+from cvattn.models.controls import BLOCKS, ConvolutionControl
 from cvattn.models.image_input import check_images
 from cvattn.models.whitening import PatchWhitening
 
@@ -30,9 +29,9 @@ class SAGANClassifier(nn.Module):
         in_channels: of the images.
         image_size: (H, W) of most images, 9 pixels or more each way; others of such sizes work too.
         widths: channels of stage1, stage2 and stage3; the stem has 8 for each of the image's.
-        attention: which block. "common" (:class:`SelfAttention2d`), "pooled" (with 2x2-pooled keys
-            and values), "biggan" (its released form), "none"; or a control at the cost of "common":
-            "frozen" (gamma stays 0) or "convolution" (:class:`ConvolutionControl`).
+        attention: which block. "common" (:class:`cvattn.SelfAttention2d`), "pooled" (with keys and
+            values 2x2-pooled), "biggan" (its released form), "none"; or a control at the cost of
+            "common": "frozen" (gamma stays 0) or "convolution" (:class:`ConvolutionControl`).
         attention_after: names of the layers that a block follows ("stem", "stage1", ...). For
             32x32 images these have maps of 31, 15, 7 and 3.
 
@@ -113,17 +112,9 @@ def _check_large_enough(image_size: tuple[int, int]) -> None:
 
 
 def _block(attention: Attention, channels: int, *, positions: int) -> nn.Module:
-    match attention:
-        case "biggan":
-            return SelfAttention2d.biggan(channels)
-        case "pooled":
-            return SelfAttention2d(channels, kv_pool=2)
-        case "frozen":
-            return frozen_attention(channels)
-        case "convolution":
-            return ConvolutionControl(channels, positions=positions)
-        case _:
-            return SelfAttention2d(channels)
+    if attention == "convolution":
+        return ConvolutionControl(channels, positions=positions)
+    return BLOCKS[attention](channels)
 
 
 def _stage(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -22,12 +22,14 @@ def parameter_groups(network: nn.Module) -> list[dict]:
     roles: dict[str, list[nn.Parameter]] = {"hidden": [], "head": [], "vector": []}
     seen: set[int] = set()
     for path, module in network.named_modules():
+        exempt = getattr(module, "no_weight_decay", ())
+        exempt = exempt() if callable(exempt) else exempt  # a method in timm's networks
         ends = path.partition(".")[0] == "head" or isinstance(module, nn.Embedding)
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen or not parameter.requires_grad:
                 continue
             seen.add(id(parameter))
-            vector = parameter.ndim < 2 or name in getattr(module, "no_weight_decay", ())
+            vector = parameter.ndim < 2 or name in exempt
             roles["vector" if vector else "head" if ends else "hidden"].append(parameter)
     groups: list[dict] = [{"params": found, "role": role} for role, found in roles.items()]
     groups[-1]["weight_decay"] = 0.0

@@ -10,7 +10,7 @@ from cvattn.harness.config_check import fits
 from cvattn.harness.settle import settle
 
 
-@pytest.mark.parametrize("model", ["sagan", "vit"])
+@pytest.mark.parametrize("model", ["sagan", "vit", "timm"])
 @pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100"])
 @pytest.mark.parametrize("trainer", ["auto", "ddp"])
 @pytest.mark.parametrize("logger", ["csv", "tensorboard"])

@@ -40,6 +40,14 @@ def test_the_trained_parameters_of_a_cnn():
     assert "layers.stem.0.weight" not in trained
 
 
+def test_timm_says_by_a_method_what_is_not_decayed():
+    class Layer(nn.Linear):
+        def no_weight_decay(self):
+            return {"weight"}
+
+    assert roles(nn.Sequential(Layer(3, 5))) == {"vector": {"0.weight", "0.bias"}}
+
+
 def test_embeddings_are_not_hidden_and_shared_tensors_come_once():
     network = Transformer(13, 11, embed_dim=6, num_heads=3, ffn_dim=4)
     network.head.weight = network.target_embedding.weight

@@ -1,0 +1,162 @@
+"""Any CNN of timm by its name, with attention put behind layers of it."""
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+
+from cvattn.blocks import insert_attention
+from cvattn.models.controls import BLOCKS
+from cvattn.models.image_input import check_images
+from cvattn.models.small_images import keep_early_size
+
+
+class TimmCNN(nn.Module):
+    """A classifier of timm (Wightman, "PyTorch Image Models", 2019) with our attention inside.
+
+    The network itself is ``cnn``, with the names that timm gave its parameters; each block is the
+    child ``inserted_attention`` of its layer (:func:`insert_attention`). timm is loaded when the
+    network is built, not before.
+
+    Args:
+        name: as in ``timm.list_models()``; a tag may follow, "resnet18.a1_in1k".
+        num_classes: number of logits.
+        in_channels: of the images.
+        pretrained: which weights :meth:`load_pretrained` takes: False = none, True = timm's, or a
+            path: of a state dict or a checkpoint of timm's, of this network; safetensors too.
+        small_images: a stem for images of about 32 pixels (:func:`keep_early_size`).
+        attention: ``{"after": ..., "block": ...}``: the layers, as in :func:`insert_attention`, and
+            which block: "common", "pooled" (keys and values 2x2-pooled), "biggan", or "frozen"
+            (gamma stays 0: a control). None = no attention.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, num_classes).
+
+    Raises:
+        ValueError: unknown names of network, tag, layer or block, with near matches; a network that
+            takes images of one size only; timm's weights wanted where there are none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        pretrained: bool | str = False,
+        small_images: bool = False,
+        attention: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        import timm
+
+        _check_name(name, weights=pretrained is True)
+        self.name = name
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.pretrained = pretrained
+        self.cnn = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
+        if small_images:
+            keep_early_size(self.cnn, in_channels)
+        if attention is not None:
+            _insert(self.cnn, attention)
+
+    def load_pretrained(self) -> None:
+        """Take the weights that ``pretrained`` names, if any; blocks keep theirs.
+
+        Call this once before training (the harness does). timm draws a head for another number of
+        classes anew, and adapts filters for images of other channels.
+
+        Raises:
+            ValueError: weights that cannot be had or do not fit, and what to do.
+        """
+        if self.pretrained is False:
+            return
+        import timm
+
+        overlay = None
+        if isinstance(self.pretrained, str):
+            overlay = self._of_file(self.pretrained)
+        elif os.environ.get("CVATTN_OFFLINE") == "1":
+            raise ValueError(
+                f"pretrained=True: the weights of {self.name} come from the network, which "
+                "CVATTN_OFFLINE=1 forbids; pretrained=FILE takes your own (HF_HUB_OFFLINE=1 "
+                "instead allows those that were downloaded before)"
+            )
+        try:
+            source = timm.create_model(
+                self.name,
+                pretrained=True,
+                pretrained_cfg_overlay=overlay,
+                num_classes=self.num_classes,
+                in_chans=self.in_channels,
+            )
+        except Exception as error:  # the clients of the hub raise nearly anything
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(
+                f"pretrained={self.pretrained}: no weights for {self.name}: {reason[0]}. "
+                "pretrained=FILE takes your own, pretrained=False starts from none"
+            ) from error
+        self.cnn.load_state_dict(source.state_dict())
+
+    def _of_file(self, path: str) -> dict[str, Any]:
+        """What timm has to be told to take a file, whose keys are checked: it would skip some."""
+        from timm.models import get_pretrained_cfg_value, load_state_dict
+
+        try:
+            state = load_state_dict(path)
+        except FileNotFoundError as error:
+            raise ValueError(f"pretrained={path}: there is no such file") from error
+        except Exception as error:  # on damaged files the unpickler raises nearly anything
+            raise ValueError(f"pretrained={path}: not a file of weights ({error})") from error
+        known = [key for key in self.cnn.state_dict() if "inserted_attention" not in key]
+        missing = [key for key in known if key not in state]
+        unknown = [key for key in state if key not in known]
+        if missing or unknown:
+            raise ValueError(
+                f"pretrained={path} is not of {self.name}: {len(missing)} keys are missing "
+                f"({', '.join(missing[:3])}), {len(unknown)} unknown ({', '.join(unknown[:3])})"
+            )
+        # timm drops a head whose number of classes, as said here, is another than ours.
+        heads: Any = get_pretrained_cfg_value(self.name, "classifier")
+        head = heads if isinstance(heads, str) else heads[0]
+        return {"file": path, "num_classes": state[f"{head}.weight"].shape[0]}
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.in_channels)
+        return self.cnn(images)
+
+
+def _check_name(name: str, *, weights: bool) -> None:
+    import timm
+
+    if not timm.is_model(name):
+        near = get_close_matches(name.partition(".")[0], timm.list_models(), n=4)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists them"
+        raise ValueError(f"timm {timm.__version__} has no network {name!r}; {hint}")
+    tagged = timm.list_pretrained(name.partition(".")[0])
+    if "." in name and name not in tagged:
+        raise ValueError(f"timm has no weights {name!r}; there are: {', '.join(tagged) or 'none'}")
+    if weights and not tagged:
+        raise ValueError(
+            f"pretrained=True: timm has no weights for {name}; pretrained=FILE takes your own"
+        )
+    if timm.models.get_pretrained_cfg_value(name, "fixed_input_size"):
+        raise ValueError(
+            f"{name} takes images of one size: no CNN. A Vision Transformer is "
+            "cvattn.VisionTransformer (model=vit)"
+        )
+
+
+def _insert(cnn: nn.Module, attention: Mapping[str, Any]) -> None:
+    given = {"after": [], "block": "common"} | dict(attention)
+    unknown = set(given) - {"after", "block"}
+    if unknown:
+        raise ValueError(f"attention: unknown {sorted(unknown)}; expected 'after' and 'block'")
+    if given["block"] not in BLOCKS:
+        near = get_close_matches(str(given["block"]), BLOCKS) or BLOCKS
+        raise ValueError(f"attention.block={given['block']!r}; did you mean {', '.join(near)}?")
+    if given["after"]:
+        insert_attention(cnn, after=given["after"], block=BLOCKS[given["block"]])

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "accuracy by class, confusion matrix and calibration on a data set",
     "explore": "a page that shows what each position of an image looks at",
     "cost": "which way each attention takes and why, memory and operations",
+    "export": "ONNX or torch's exported program, checked against the network",
     "verify": "train a recipe again: does it give what it promises?",
 }
 USAGE = "\n".join(

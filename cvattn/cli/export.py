@@ -1,0 +1,172 @@
+"""``cvattn export CHECKPOINT --to onnx``: the network as a file for other programs, checked."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from cvattn.cli.common import CommandError, Parser, Trained, open_classifier, shown
+from cvattn.cli.exported_files import FORMATS, Format, Run
+
+# Largest difference to the network that is taken for the same, as a share of the largest logit.
+BOUND = 1e-4
+BATCHES = (1, 2, 5)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command. Returns 0; the file exists only if it gives what the network gives."""
+    args = _parser().read(arguments)
+    form = FORMATS[args.to]
+    for package in form.needs:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            raise CommandError(
+                f"--to {args.to} needs {package}: pip install -e '.[export]'"
+            ) from None
+    trained = open_classifier(args.checkpoint)
+    target = Path(args.output or Path(args.checkpoint).with_suffix(form.suffix))
+    if target.suffix != form.suffix or target.is_dir():
+        raise CommandError(f"-o {shown(target)}: expected a file name that ends in {form.suffix}")
+    if not target.parent.is_dir():
+        raise CommandError(f"-o {shown(target)}: there is no folder {shown(target.parent)}")
+    # The positions of a ViT are those of one size.
+    fixed = args.fixed_size or hasattr(trained.network, "resample")
+    names = {0: "batch"} if fixed else {0: "batch", 2: "height", 3: "width"}
+    description = describe(trained, names)
+    program = export(_plain(trained.network), trained, names)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            written = Path(folder) / target.name
+            form.write(program, written, names, description)
+            error = largest_error(form.open(written), trained, fixed=fixed)
+            if not error <= BOUND:
+                raise CommandError(
+                    f"the file gives other logits than the network: off by {error:.1e} of the "
+                    f"largest (bound {BOUND:.0e}); nothing was kept",
+                    1,
+                )
+            os.replace(written, target)
+    except OSError as failure:
+        raise CommandError(f"{shown(target)} cannot be written: {failure}") from failure
+    _report(target, trained, form, description, error=error, fixed=fixed)
+    return 0
+
+
+def describe(trained: Trained, names: dict[int, str]) -> dict[str, Any]:
+    """What a user of the file has to know, in plain values; it is stored in the file."""
+    shape = ["batch", trained.channels, *trained.image_size]
+    return {
+        "input": [names.get(index, size) for index, size in enumerate(shape)],
+        "preprocessing": "pixels scaled to 0..1, then (x - mean) / std for each channel",
+        "mean": list(trained.mean),
+        "std": list(trained.std),
+        "image_size": list(trained.image_size),
+        "classes": list(trained.outputs),
+    }
+
+
+def export(
+    network: nn.Module, trained: Trained, names: dict[int, str]
+) -> torch.export.ExportedProgram:
+    """The network as operators of torch alone, with these dimensions of the images left open."""
+    # What a size must fulfil is checked when the program runs, rather than now for every size.
+    sizes = {index: torch.export.Dim.DYNAMIC for index in names if index > 0}
+    example = torch.zeros(2, trained.channels, *trained.image_size)
+    try:
+        return torch.export.export(
+            network,
+            (example,),
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1), **sizes},),
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+    except Exception as error:  # whatever torch's tracer meets in a network of somebody's
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        hint = "; --fixed-size may help" if sizes else ""
+        raise CommandError(f"torch cannot export this network: {reason}{hint}", 1) from error
+
+
+def largest_error(exported: Run, trained: Trained, *, fixed: bool) -> float:
+    """Over batches and sizes: the largest difference of a logit, by the largest of the network."""
+    worst = 0.0
+    for images in _examples(trained, fixed=fixed):
+        with torch.inference_mode():
+            want = trained.network(images)
+        got = exported(images)
+        if got.shape != want.shape:
+            raise CommandError(
+                f"the file gives {tuple(got.shape)} for {tuple(images.shape)}, the network "
+                f"{tuple(want.shape)}; nothing was kept",
+                1,
+            )
+        worst = max(worst, float((got - want).abs().max() / want.abs().max()))
+    return worst
+
+
+def _examples(trained: Trained, *, fixed: bool) -> Iterator[Tensor]:
+    """Images that look normalised, of every size and batch that is checked."""
+    generator = torch.Generator().manual_seed(0)
+    for size in check_sizes(trained.image_size, fixed=fixed):
+        for batch in BATCHES:
+            yield torch.randn(batch, trained.channels, *size, generator=generator)
+
+
+def check_sizes(image_size: tuple[int, int], *, fixed: bool) -> list[tuple[int, int]]:
+    """That of training, an odd one and a longish one; maps of odd sizes are where pools differ."""
+    height, width = image_size
+    more = [(height + 5, width + 18), (2 * height, width)]
+    return [image_size] if fixed else [image_size, *more]
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """Spectral normalisation is a constant by now: its result takes its place."""
+    for module in network.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return network
+
+
+def _report(
+    target: Path,
+    trained: Trained,
+    form: Format,
+    description: dict[str, Any],
+    *,
+    error: float,
+    fixed: bool,
+) -> None:
+    constants = (f"{name} {[round(x, 4) for x in description[name]]}" for name in ("mean", "std"))
+    sizes = check_sizes(trained.image_size, fixed=fixed)
+    shape = ", ".join(map(str, description["input"]))
+    print(f"{shown(target)}: {type(trained.network).__name__}, {target.stat().st_size:,} bytes")
+    print(f"  takes    images ({shape}), float32: {description['preprocessing']}")
+    print(f"           {', '.join(constants)}; these are also in the file")
+    print(f"  gives    logits (batch, {len(trained.outputs)})")
+    print(
+        f"  checked  in {form.runner} {version(form.runner)} on batches of "
+        f"{', '.join(map(str, BATCHES))} and sizes of {', '.join(f'{h} x {w}' for h, w in sizes)}: "
+        f"off by at most {error:.1e} of the largest logit (bound {BOUND:.0e})"
+    )
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="cvattn export",
+        description="Write a trained network as a file that other programs run: ONNX, or torch's "
+        "exported program (torch.export.load). The batch stays open; so do height and width, but "
+        "for Vision Transformers. The file takes normalised images and carries the constants. It "
+        "is run and compared with the network before it is kept.",
+    )
+    parser.add_argument("checkpoint", help="a .ckpt file of a run (checkpoints/last.ckpt)")
+    parser.add_argument("--to", required=True, choices=list(FORMATS), help="kind of file")
+    parser.add_argument("-o", "--output", metavar="FILE", help="beside the checkpoint if not given")
+    parser.add_argument(
+        "--fixed-size", action="store_true", help="height and width as in training, not open"
+    )
+    return parser

@@ -1,0 +1,91 @@
+"""Files that hold a network for other programs: how each kind is written, and run again."""
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+DESCRIPTION = "cvattn.json"  # a file within that of torch
+
+Run = Callable[[Tensor], Tensor]
+
+
+class Format(NamedTuple):
+    """How a file is written and run again.
+
+    Attributes:
+        needs: packages that must be installed.
+        write: program, path, names of the open dimensions, description.
+        open: path -> what runs it.
+        runner: who runs it, for the report.
+    """
+
+    suffix: str
+    needs: tuple[str, ...]
+    write: Callable[[torch.export.ExportedProgram, Path, dict[int, str], dict[str, Any]], None]
+    open: Callable[[Path], Run]
+    runner: str
+
+
+def _write_onnx(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    names: dict[int, str],
+    description: dict[str, Any],
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, about its own parts
+        written = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": names},
+        )
+    assert written is not None
+    for key, value in description.items():
+        written.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    written.save(path)
+
+
+def _open_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def logits(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return logits
+
+
+def _write_torchexport(
+    program: torch.export.ExportedProgram,
+    path: Path,
+    names: dict[int, str],
+    description: dict[str, Any],
+) -> None:
+    torch.export.save(program, path, extra_files={DESCRIPTION: json.dumps(description)})
+
+
+def _open_torchexport(path: Path) -> Run:
+    module = torch.export.load(path).module()
+
+    def logits(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return module(images)
+
+    return logits
+
+
+FORMATS = {
+    "onnx": Format(
+        ".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _open_onnx, "onnxruntime"
+    ),
+    "torchexport": Format(".pt2", (), _write_torchexport, _open_torchexport, "torch"),
+}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cvattn.cli.common import CommandError, Parser, Trained, open_classifier, shown
+from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, Trained, open_classifier, shown
 from cvattn.cli.exported_files import FORMATS, Format, Run
 
 # Largest difference to the network that is taken for the same, as a share of the largest logit.
@@ -163,7 +163,7 @@ def _parser() -> Parser:
         "for Vision Transformers. The file takes normalised images and carries the constants. It "
         "is run and compared with the network before it is kept.",
     )
-    parser.add_argument("checkpoint", help="a .ckpt file of a run (checkpoints/last.ckpt)")
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument("--to", required=True, choices=list(FORMATS), help="kind of file")
     parser.add_argument("-o", "--output", metavar="FILE", help="beside the checkpoint if not given")
     parser.add_argument(

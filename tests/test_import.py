@@ -13,7 +13,7 @@ import cvattn
 PUBLIC = {
     "cvattn": "Decoder Encoder MultiHeadAttention SAGANClassifier SelfAttention2d Transformer "
     "VisionTransformer capture_attention insert_attention load remove_attention split_parameters",
-    "cvattn.core": "Decoder DecoderLayer DropPath Encoder EncoderLayer FeedForward LayerScale "
+    "cvattn.core": "Alphabet Decoder DecoderCache DecoderLayer DropPath Encoder EncoderLayer FeedForward LayerScale "
     "MultiHeadAttention attention attention_weights masks positions",
     "cvattn.blocks": "SelfAttention2d insert_attention remove_attention split_parameters",
     "cvattn.models": "SAGANClassifier TimmCNN Transformer VisionTransformer",

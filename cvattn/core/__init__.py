@@ -1,7 +1,9 @@
 """The shared attention and Transformer core. Imports torch and nothing else."""
 
 from cvattn.core import masks, positions
+from cvattn.core.alphabet import Alphabet
 from cvattn.core.attention import attention, attention_weights
+from cvattn.core.cache import DecoderCache
 from cvattn.core.decoder import Decoder, DecoderLayer
 from cvattn.core.encoder import Encoder, EncoderLayer
 from cvattn.core.feed_forward import FeedForward
@@ -9,7 +11,9 @@ from cvattn.core.multi_head import MultiHeadAttention
 from cvattn.core.residual import DropPath, LayerScale
 
 __all__ = [
+    "Alphabet",
     "Decoder",
+    "DecoderCache",
     "DecoderLayer",
     "DropPath",
     "Encoder",

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from cvattn.core.cache import DecoderCache, LayerCache
 from cvattn.core.feed_forward import Activation, FeedForward
 from cvattn.core.multi_head import MultiHeadAttention
 
@@ -49,6 +50,7 @@ class DecoderLayer(nn.Module):
         attn_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
         is_causal: bool = True,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """Decode x with the memory in view.
 
@@ -58,23 +60,32 @@ class DecoderLayer(nn.Module):
             attn_mask: which of x may be attended to, besides causality (padding, say).
             memory_mask: which of the memory may be attended to.
             is_causal: token i sees only tokens up to i.
+            cache: of the tokens before x, which x is then the continuation of.
 
         Returns:
             (B, L, D).
         """
         if self.norm_first:
-            x = x + self._own(self.norm1(x), attn_mask, is_causal)
-            x = x + self._cross(self.norm2(x), memory, memory_mask)
+            x = x + self._own(self.norm1(x), attn_mask, is_causal, cache)
+            x = x + self._cross(self.norm2(x), memory, memory_mask, cache)
             return x + self.dropout(self.ffn(self.norm3(x)))
-        x = self.norm1(x + self._own(x, attn_mask, is_causal))
-        x = self.norm2(x + self._cross(x, memory, memory_mask))
+        x = self.norm1(x + self._own(x, attn_mask, is_causal, cache))
+        x = self.norm2(x + self._cross(x, memory, memory_mask, cache))
         return self.norm3(x + self.dropout(self.ffn(x)))
 
-    def _own(self, x: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-        return self.dropout(self.self_attn(x, attn_mask=attn_mask, is_causal=is_causal))
+    def _own(
+        self, x: Tensor, attn_mask: Tensor | None, is_causal: bool, cache: LayerCache | None
+    ) -> Tensor:
+        if cache is not None and x.shape[1] == 1:
+            is_causal = False  # the last token sees all: there is nothing to hide
+        own = None if cache is None else cache.own
+        return self.dropout(self.self_attn(x, attn_mask=attn_mask, is_causal=is_causal, cache=own))
 
-    def _cross(self, x: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
-        return self.dropout(self.cross_attn(x, memory, attn_mask=memory_mask))
+    def _cross(
+        self, x: Tensor, memory: Tensor, memory_mask: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
+        cross = None if cache is None else cache.cross
+        return self.dropout(self.cross_attn(x, memory, attn_mask=memory_mask, cache=cross))
 
 
 class Decoder(nn.Module):
@@ -123,8 +134,24 @@ class Decoder(nn.Module):
         attn_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
         is_causal: bool = True,
+        cache: DecoderCache | None = None,
     ) -> Tensor:
-        """x (B, L, D), memory (B, S, D) -> (B, L, D)."""
-        for layer in self.layers:
-            x = layer(x, memory, attn_mask=attn_mask, memory_mask=memory_mask, is_causal=is_causal)
+        """x (B, L, D), memory (B, S, D) -> (B, L, D).
+
+        Args:
+            cache: of the tokens before x (:meth:`new_cache`); the memory must stay the same.
+        """
+        for index, layer in enumerate(self.layers):
+            x = layer(
+                x,
+                memory,
+                attn_mask=attn_mask,
+                memory_mask=memory_mask,
+                is_causal=is_causal,
+                cache=None if cache is None else cache.layers[index],
+            )
         return self.norm(x)
+
+    def new_cache(self) -> DecoderCache:
+        """An empty cache, to be passed with each piece of a sequence in turn."""
+        return DecoderCache(len(self.layers))

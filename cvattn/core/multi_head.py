@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cvattn.core.attention import attention, attention_weights
 from cvattn.core.attention.inputs import check_rows_wanted, check_terms
+from cvattn.core.cache import KeyValues
 from cvattn.core.masks import causal_mask, combine_masks
 
 
@@ -81,6 +82,7 @@ class MultiHeadAttention(nn.Module):
         attn_mask: Tensor | None = None,
         attn_bias: Tensor | None = None,
         is_causal: bool = False,
+        cache: KeyValues | None = None,
         need_weights: bool = False,
         rows: Sequence[int] | Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -93,6 +95,7 @@ class MultiHeadAttention(nn.Module):
             attn_mask: bool, True = may attend; (L, S) or broadcastable to (B, heads, L, S).
             attn_bias: float added to the scores; same shapes.
             is_causal: query i sees the keys up to i + (S - L).
+            cache: of earlier calls; S then counts the keys kept in it too.
             need_weights: return ``(output, weights)``, weights (B, heads, L, S), before dropout
                 (S is larger by one for each of add_bias_kv and add_zero_attn).
             rows: with ``need_weights``, the queries whose weights are wanted, in 0..L-1 (a ViT's
@@ -103,7 +106,7 @@ class MultiHeadAttention(nn.Module):
             weights.
         """
         check_rows_wanted(need_weights, rows)
-        q, k, v, terms = self._project(query, key, value, attn_mask, attn_bias, is_causal)
+        q, k, v, terms = self._project(query, key, value, attn_mask, attn_bias, is_causal, cache)
         heads = attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, **terms)
         output = self.out_proj(heads.transpose(1, 2).flatten(2))
         if not need_weights:
@@ -118,6 +121,7 @@ class MultiHeadAttention(nn.Module):
         attn_mask: Tensor | None,
         attn_bias: Tensor | None,
         is_causal: bool,
+        cache: KeyValues | None,
     ) -> tuple[Tensor, Tensor, Tensor, dict]:
         key = query if key is None else key
         value = key if value is None else value
@@ -131,23 +135,27 @@ class MultiHeadAttention(nn.Module):
                     f"{name} has shape {tuple(given.shape)}; expected (batch, tokens, "
                     f"{layer.in_features})"
                 )
-        k, v = self.k_proj(key), self.v_proj(value)
+        if cache is None:
+            k, v = self.k_proj(key), self.v_proj(value)
+        else:
+            k, v = cache.take(lambda: (self.k_proj(key), self.v_proj(value)))
+        given_keys = k.shape[1]
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.to(k.dtype).expand(k.shape[0], -1, -1)], dim=1)
             v = torch.cat([v, self.bias_v.to(v.dtype).expand(v.shape[0], -1, -1)], dim=1)
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
-        extra = k.shape[1] - key.shape[1]
+        extra = k.shape[1] - given_keys
         q = self._split(self.q_proj(query))
         if extra:
             # Before they are widened: a message must speak of the shapes that the caller gave.
             check_terms(q, self._split(k[:, :-extra]), attn_mask, attn_bias)
             # The appended keys are for everyone: causality is about the given ones.
             if is_causal:
-                causal = causal_mask(query.shape[1], key.shape[1], device=query.device)
+                causal = causal_mask(query.shape[1], given_keys, device=query.device)
                 attn_mask, is_causal = combine_masks(attn_mask, causal), False
-            attn_mask = _append_columns(attn_mask, extra, key.shape[1], fill=True)
-            attn_bias = _append_columns(attn_bias, extra, key.shape[1], fill=0.0)
+            attn_mask = _append_columns(attn_mask, extra, given_keys, fill=True)
+            attn_bias = _append_columns(attn_bias, extra, given_keys, fill=0.0)
         terms = {"attn_mask": attn_mask, "attn_bias": attn_bias, "is_causal": is_causal}
         return q, self._split(k), self._split(v), terms
 

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor, nn
 
-from cvattn.core import Decoder, Encoder
+from cvattn.core import Decoder, DecoderCache, Encoder
 from cvattn.core.feed_forward import Activation
 from cvattn.core.masks import padding_mask
 from cvattn.core.positions import SinusoidalPositions
@@ -80,13 +80,25 @@ class Transformer(nn.Module):
         mask = padding_mask(source_ids, self.pad_id)
         return self.encoder(self._embed(self.source_embedding, source_ids), attn_mask=mask), mask
 
-    def decode(self, target_ids: Tensor, memory: Tensor, memory_mask: Tensor) -> Tensor:
-        """(B, T), the encoder's output and its mask -> logits (B, T, target_vocab)."""
+    def decode(
+        self,
+        target_ids: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor,
+        cache: DecoderCache | None = None,
+    ) -> Tensor:
+        """(B, T), the encoder's output and its mask -> logits (B, T, target_vocab).
+
+        Args:
+            cache: of the tokens before ``target_ids``, none of which is padding then.
+        """
+        start = 0 if cache is None else cache.length
         x = self.decoder(
-            self._embed(self.target_embedding, target_ids),
+            self._embed(self.target_embedding, target_ids, start),
             memory,
-            attn_mask=padding_mask(target_ids, self.pad_id),
+            attn_mask=padding_mask(target_ids, self.pad_id) if cache is None else None,
             memory_mask=memory_mask,
+            cache=cache,
         )
         return self.head(x)
 
@@ -94,5 +106,6 @@ class Transformer(nn.Module):
         memory, memory_mask = self.encode(source_ids)
         return self.decode(target_ids, memory, memory_mask)
 
-    def _embed(self, embedding: nn.Embedding, ids: Tensor) -> Tensor:
-        return self.dropout(self.positions(embedding(ids) * math.sqrt(self.embed_dim)))
+    def _embed(self, embedding: nn.Embedding, ids: Tensor, start: int = 0) -> Tensor:
+        x = embedding(ids) * math.sqrt(self.embed_dim)
+        return self.dropout(self.positions(x, start=start))

@@ -40,6 +40,17 @@ SMALL = {
         "dropout": 0.3,
         "layer_scale": 0.1,
     },
+    "Reader": {
+        "target_vocab": 23,
+        "height": 32,
+        "in_channels": 3,
+        "stem": [5, 7],
+        "embed_dim": 12,
+        "num_heads": 3,
+        "ffn_dim": 17,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 1,
+    },
     "Transformer": {
         "source_vocab": 19,
         "target_vocab": 23,
@@ -65,6 +76,9 @@ def build(name):
 def inputs(name):
     if name == "Transformer":
         return torch.randint(1, 19, (2, 7)), torch.randint(1, 23, (2, 5))
+    if name == "Reader":
+        images, widths = torch.randn(2, 3, 32, 40), torch.tensor([40, 17])
+        return images, widths, torch.randint(1, 23, (2, 5))
     return (torch.randn(2, 3, 24, 40),)
 
 
@@ -221,7 +235,7 @@ def test_a_checkpoint_of_other_code(vit):
     [
         ({"format": 2}, "has checkpoint format 2, this version reads 1"),
         ({"format": None}, "has checkpoint format None"),
-        ({"model": "Linear"}, "holds a 'Linear'; this version knows SAGANClassifier, Transformer"),
+        ({"model": "Linear"}, "holds a 'Linear'; this version knows Reader, SAGANClassifier"),
         ({"model": "image_input"}, "holds a 'image_input'"),
         ({"model": ["VisionTransformer"]}, "holds a "),
         ({"args": None}, "is damaged: its 'cvattn' entry has no 'args'"),
@@ -250,7 +264,9 @@ def test_weights_of_another_size(vit):
 
 
 def test_only_networks_of_cvattn_are_saved(tmp_path):
-    with pytest.raises(CheckpointError, match=r"Linear is not one of cvattn\.models: SAGAN"):
+    with pytest.raises(
+        CheckpointError, match=r"Linear is not one of cvattn\.models: Reader, SAGAN"
+    ):
         save(tmp_path / "n.ckpt", torch.nn.Linear(2, 3), args={}, meta={})
     assert not (tmp_path / "n.ckpt").exists()
 

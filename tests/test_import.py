@@ -13,10 +13,10 @@ import cvattn
 PUBLIC = {
     "cvattn": "Decoder Encoder MultiHeadAttention SAGANClassifier SelfAttention2d Transformer "
     "VisionTransformer capture_attention insert_attention load remove_attention split_parameters",
-    "cvattn.core": "Alphabet Decoder DecoderCache DecoderLayer DropPath Encoder EncoderLayer FeedForward LayerScale "
-    "MultiHeadAttention attention attention_weights masks positions",
+    "cvattn.core": "Alphabet Decoder DecoderCache DecoderLayer DropPath Encoder EncoderLayer "
+    "FeedForward LayerScale MultiHeadAttention attention attention_weights masks positions",
     "cvattn.blocks": "SelfAttention2d insert_attention remove_attention split_parameters",
-    "cvattn.models": "SAGANClassifier TimmCNN Transformer VisionTransformer",
+    "cvattn.models": "Reader SAGANClassifier TimmCNN Transformer VisionTransformer",
     "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_heat "
     "attention_modules attention_rollout capture_attention heat_on_image overlay",
     "cvattn.testing": "AttentionCheckError Report check_attention slow_attention",

@@ -21,7 +21,7 @@ class KeyValues:
         self.values: Tensor | None = None
 
     def take(self, project: Projection) -> tuple[Tensor, Tensor]:
-        """All keys and values that are to be attended to; ``project()`` makes those of this call."""
+        """All keys and values to be attended to; ``project()`` makes those of this call."""
         raise NotImplementedError
 
     def select(self, rows: Tensor) -> None:

@@ -33,6 +33,11 @@ class Stream(IntEnum):
     SHIFT_X = 21
     ROTATION = 22
     SCALE = 23
+    LENGTH = 30
+    CHARACTER = 31
+    SCAN = 32
+    GAP = 33
+    NOISE = 34
 
 
 def bits(seed: int, epoch: int, index: Tensor, stream: Stream) -> Tensor:

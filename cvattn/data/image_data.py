@@ -3,9 +3,9 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from cvattn.data.checks import check_choice, check_int
 from cvattn.data.counter import Stream, permutation
 from cvattn.data.info import DataInfo
 from cvattn.data.loader import BatchLoader, check_world_size
+from cvattn.data.module import DataModule
 
 SPLITS = ("train", "val", "test")
 
@@ -26,7 +27,7 @@ class ImageSet:
     labels: Tensor
 
 
-class ImageDataModule(pl.LightningDataModule):
+class ImageDataModule(DataModule):
     """Base of the image data modules; a subclass says what the data is, this serves it.
 
     A subclass writes ``describe()`` (cheap: constants, headers, folder names), ``_read()`` (all
@@ -34,9 +35,7 @@ class ImageDataModule(pl.LightningDataModule):
     which Lightning calls in one process before ``setup()``.
 
     Args:
-        batch_size: training images of one step over all processes together.
-        eval_batch_size: images of one evaluation batch in one process.
-        seed: of the order and the augmentation; never of the split.
+        as in :class:`DataModule`.
 
     Attributes:
         info: None before ``setup()``, then the complete :class:`DataInfo`.
@@ -47,12 +46,13 @@ class ImageDataModule(pl.LightningDataModule):
     test_views = "none"
 
     def __init__(self, *, batch_size: int, eval_batch_size: int, seed: int) -> None:
-        super().__init__()
-        self.batch_size = check_int("batch_size", batch_size, minimum=1)
-        self.eval_batch_size = check_int("eval_batch_size", eval_batch_size, minimum=1)
-        self.seed = check_int("seed", seed, minimum=0)
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
         self.info: DataInfo | None = None
         self._sets: Mapping[str, ImageSet] = {}
+
+    @property
+    def for_task(self) -> dict[str, Any]:
+        return {"test_views": self.test_views}
 
     def describe(self) -> DataInfo:
         """What can be known without reading pixels; ``.info`` once ``setup()`` has run."""
@@ -118,6 +118,10 @@ class ImageDataModule(pl.LightningDataModule):
         loader = self._make_loader(chosen, device=torch.device("cpu"))
         return *loader.batch(order), order
 
+    def example_inputs(self, n: int, split: str = "val") -> tuple[Tensor, ...]:
+        """The images alone of :meth:`example_images`."""
+        return self.example_images(n, split)[:1]
+
     def denormalise(self, images: Tensor) -> np.ndarray:
         """Normalised (B, C, H, W) or (C, H, W) back to uint8 pixels, (B, H, W, C) or (H, W, C)."""
         info = self._complete_info()
@@ -156,15 +160,6 @@ class ImageDataModule(pl.LightningDataModule):
         if self.info is None:
             raise RuntimeError("setup() did not set info")  # a subclass replaced setup()
         return self.info
-
-    def _epoch(self) -> int:
-        return 0 if self.trainer is None else self.trainer.current_epoch
-
-    def _place(self) -> tuple[int, int]:
-        """(rank, number of processes)."""
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
 
     def _device(self, images: Tensor) -> torch.device:
         """The trainer's GPU if the images fit easily, else the CPU (Lightning moves batches)."""

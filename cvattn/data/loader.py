@@ -1,6 +1,7 @@
 """Batches from arrays in memory, in an order that depends on (seed, epoch) alone."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,32 +22,100 @@ def check_world_size(batch_size: int, world_size: int) -> None:
         )
 
 
-class BatchLoader:
-    """Yields ``(images, labels)``: float32 (B, C, H, W), normalised, and int64 (B,).
+class Batches:
+    """Yields batches of samples that are named by their positions in a set; a subclass makes them.
 
     Not a ``torch.utils.data.DataLoader``: it starts no workers, Lightning leaves it as it is (no
     ``DistributedSampler``), and every process knows its own part.
 
     Training (``train=True``): the order is a function of (seed, epoch); a global batch is divided
-    among the processes, so the images of a step, and their augmentation, are the same for any
-    number of processes. No image comes twice in an epoch; the tail that fills no batch is left
+    among the processes, so the samples of a step, and their augmentation, are the same for any
+    number of processes. No sample comes twice in an epoch; the tail that fills no batch is left
     out (another one each epoch). A set smaller than one batch is one batch.
 
-    Evaluation: every image exactly once over all processes, whose parts differ by at most one
-    image; the number of batches is the same on each (unless a process has fewer images than
+    Evaluation: every sample exactly once over all processes, whose parts differ by at most one
+    sample; the number of batches is the same on each (unless a process has fewer samples than
     there are batches).
+
+    Args:
+        count: samples in the set.
+        batch_size: of all processes together in training; of one process in evaluation.
+        train: shuffle and drop the tail (True), or every sample once in order (False).
+        seed: of the order and the augmentation.
+        epoch: called at each ``iter()``; says which epoch begins.
+        rank, world_size: this process and the number of processes.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        batch_size: int,
+        train: bool = False,
+        seed: int = 0,
+        epoch: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        check_int("batch_size", batch_size, minimum=1)
+        check_int("world_size", world_size, minimum=1)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank} must lie in 0..{world_size - 1}")
+        if train:
+            check_world_size(batch_size, world_size)
+            if count < world_size:
+                raise ValueError(
+                    f"{count} training images cannot be shared by {world_size} processes"
+                )
+        self.count = count
+        self.batch_size = batch_size
+        self.train = train
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        if self.train:
+            return max(self.count // self.batch_size, min(self.count, 1))
+        largest = -(-self.count // self.world_size)
+        mine = len(range(self.rank, self.count, self.world_size))
+        return min(-(-largest // self.batch_size), mine)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self._epoch()
+        for index in self.batch_indices(epoch):
+            yield self.batch(index, epoch)
+
+    def batch_indices(self, epoch: int = 0) -> list[Tensor]:
+        """The positions in the set of this process's samples, one int64 tensor for each batch."""
+        count, steps = self.count, len(self)
+        if not self.train:
+            mine = torch.arange(self.rank, count, self.world_size)
+            return list(mine.tensor_split(steps)) if steps else []
+        return [
+            part.tensor_split(self.world_size)[self.rank]
+            for part in self._order(epoch).split(self.batch_size)[:steps]
+        ]
+
+    def _order(self, epoch: int) -> Tensor:
+        """All positions, in the order of an epoch of training."""
+        return permutation(self.seed, epoch, self.count)
+
+    def batch(self, index: Tensor, epoch: int = 0) -> Any:
+        """The samples at ``index`` (int64, on the CPU), as ``iter()`` yields them."""
+        raise NotImplementedError
+
+
+class BatchLoader(Batches):
+    """Yields ``(images, labels)``: float32 (B, C, H, W), normalised, and int64 (B,).
 
     Args:
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
-        batch_size: of all processes together in training; of one process in evaluation.
         mean, std: per channel, of pixels scaled to 0..1.
-        train: shuffle and drop the tail (True), or every image once in order (False).
         augment: see :mod:`cvattn.data.augment`; applied before normalisation.
-        seed: of the order and the augmentation.
-        epoch: called at each ``iter()``; says which epoch begins.
-        rank, world_size: this process and the number of processes.
         device: where the arrays are kept and the batches are made; None: where they are.
+        others: as in :class:`Batches`.
     """
 
     def __init__(
@@ -65,10 +134,15 @@ class BatchLoader:
         world_size: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        check_int("batch_size", batch_size, minimum=1)
-        check_int("world_size", world_size, minimum=1)
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank={rank} must lie in 0..{world_size - 1}")
+        super().__init__(
+            len(images),
+            batch_size=batch_size,
+            train=train,
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+        )
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise ValueError(
                 f"images must be uint8 (N, C, H, W) with N labels, got {images.dtype} of shape "
@@ -79,52 +153,18 @@ class BatchLoader:
                 f"mean and std need one value for each of {images.shape[1]} channels, got "
                 f"{len(mean)} and {len(std)}"
             )
-        if train:
-            check_world_size(batch_size, world_size)
-            if len(images) < world_size:
-                raise ValueError(
-                    f"{len(images)} training images cannot be shared by {world_size} processes"
-                )
         self.images = images.to(device)
         self.labels = labels.to(device)
-        self.batch_size = batch_size
-        self.train = train
         self.augment = augment
-        self.seed = seed
-        self.rank, self.world_size = rank, world_size
-        self._epoch = epoch
         shape, target = (1, -1, 1, 1), self.images.device
         # Pixels stay in 0..255 until the last step: (x - 255 mean) / (255 std).
         self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).float().view(shape).to(target)
         self._rate = (1 / (torch.tensor(std, dtype=torch.float64) * 255)).float()
         self._rate = self._rate.view(shape).to(target)
 
-    def __len__(self) -> int:
-        if self.train:
-            return max(len(self.images) // self.batch_size, min(len(self.images), 1))
-        largest = -(-len(self.images) // self.world_size)
-        mine = len(range(self.rank, len(self.images), self.world_size))
-        return min(-(-largest // self.batch_size), mine)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch = self._epoch()
-        for index in self.batch_indices(epoch):
-            yield self.batch(index.to(self.images.device), epoch)
-
-    def batch_indices(self, epoch: int = 0) -> list[Tensor]:
-        """The positions in the set of this process's images, one int64 tensor for each batch."""
-        count, steps = len(self.images), len(self)
-        if not self.train:
-            mine = torch.arange(self.rank, count, self.world_size)
-            return list(mine.tensor_split(steps)) if steps else []
-        order = permutation(self.seed, epoch, count)
-        return [
-            part.tensor_split(self.world_size)[self.rank]
-            for part in order.split(self.batch_size)[:steps]
-        ]
-
     def batch(self, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """The images at ``index`` (int64, on the arrays' device), as ``iter()`` yields them."""
+        """The images at ``index`` (int64), as ``iter()`` yields them."""
+        index = index.to(self.images.device)
         images = self.images[index]
         if self.augment is not None:
             images = self.augment(images, index, seed=self.seed, epoch=epoch)

@@ -13,12 +13,13 @@ from torch import nn
 
 from cvattn import checkpoint
 from cvattn.cost import count_macs
-from cvattn.data import DataInfo, ImageDataModule
+from cvattn.data import DataModule, Facts
 from cvattn.harness.decisions import Decision, decide
 from cvattn.harness.errors import ConfigError
 from cvattn.harness.precision import probe_precision
 from cvattn.harness.resume import run_folder, saved_config
 from cvattn.harness.settle import build, settle
+from cvattn.tasks import NetworkTask
 
 # For what a network takes from the images before training: a million patches and more.
 _IMAGES_TO_FIT = 2000
@@ -31,7 +32,7 @@ class Run:
     Attributes:
         cfg: settled, interpolations alive; ``resolved`` is the same as plain values.
         entry: what every checkpoint carries for ``cvattn.load`` and ``ckpt_path=``.
-        macs: multiply-accumulates of the network for one image.
+        macs: multiply-accumulates of the network for one sample of the data's typical size.
         done: epochs that are behind a continued run.
         notes: what was decided for the user, for the panel.
     """
@@ -40,10 +41,10 @@ class Run:
     folder: Path
     cfg: DictConfig
     resolved: dict[str, Any]
-    data: ImageDataModule
-    info: DataInfo
+    data: DataModule
+    info: Facts
     network: nn.Module
-    task: pl.LightningModule
+    task: NetworkTask
     entry: dict[str, Any]
     macs: int
     precision: Decision
@@ -52,13 +53,13 @@ class Run:
     notes: list[str]
     overrides: list[str]
 
-    def macs_at(self, size: tuple[int, int]) -> int:
-        """For one image of that (H, W)."""
+    def macs_at(self, size: tuple[int, ...]) -> int:
+        """For one sample of that size."""
         network = copy.deepcopy(self.network)
         resample = getattr(network, "resample", None)
         if callable(resample):
             resample(size)
-        return count_macs(network, torch.zeros(1, self.info.channels, *size))
+        return count_macs(network, *self.info.zeros(size))
 
 
 def assemble(cfg: DictConfig) -> Run:
@@ -96,18 +97,13 @@ def assemble(cfg: DictConfig) -> Run:
         network = network.to(memory_format=torch.channels_last)
     if ckpt_path is None:
         _begin(network, data)
-    task = build(cfg.task, "task", network=network, test_views=data.test_views)
-    example = torch.zeros(1, info.channels, *info.image_size)
-    macs = count_macs(network, example)
-    precision = _precision(cfg, network, example, info.train_size)
+    task = build(cfg.task, "task", network=network, **data.for_task)
+    macs = count_macs(network, *info.zeros(info.size))
+    precision = _precision(cfg, network, info)
     cfg.trainer.precision = precision.choice
     resolved = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     meta = {
-        "classes": list(info.classes),
-        "mean": list(info.mean),
-        "std": list(info.std),
-        "image_size": list(info.image_size),
-        "channels": info.channels,
+        **info.meta(),
         "config": resolved,
         "source_config": OmegaConf.to_container(cfg, resolve=False),
         "choices": dict(choices),
@@ -132,7 +128,7 @@ def assemble(cfg: DictConfig) -> Run:
     )
 
 
-def _begin(network: Any, data: ImageDataModule) -> None:
+def _begin(network: Any, data: DataModule) -> None:
     """What a network takes before its first step: weights of others, the look of the images."""
     if hasattr(network, "load_pretrained"):
         try:
@@ -140,29 +136,32 @@ def _begin(network: Any, data: ImageDataModule) -> None:
         except ValueError as error:
             raise ConfigError(f"model: {error}") from error
     if hasattr(network, "fit_to_images"):
-        network.fit_to_images(data.example_images(_IMAGES_TO_FIT, split="train")[0])
+        network.fit_to_images(*data.example_inputs(_IMAGES_TO_FIT, split="train"))
 
 
-def _load(data: ImageDataModule) -> DataInfo:
+def _load(data: DataModule) -> Facts:
     """Download and read the data; what is wrong with it is the user's to mend."""
     try:
         data.prepare_data()
         data.setup("fit")
     except (ValueError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
-    assert data.info is not None
-    return data.info
+    return data.describe()
 
 
-def _precision(
-    cfg: DictConfig, network: nn.Module, example: torch.Tensor, train_size: int
-) -> Decision:
+def _precision(cfg: DictConfig, network: nn.Module, info: Facts) -> Decision:
     if cfg.trainer.precision != "auto":
         return Decision(str(cfg.trainer.precision), "as configured")
     cuda = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    size = min(int(cfg.data.get("batch_size") or 64), train_size, 256 if cuda else 48)
-    images = torch.randn(size, *example.shape[1:], device="cuda" if cuda else "cpu")
+    size = min(int(cfg.data.get("batch_size") or 64), info.train_size, 256 if cuda else 48)
+    inputs = [
+        given.expand(size, *given.shape[1:]).to("cuda" if cuda else "cpu")
+        for given in info.zeros(info.size)
+    ]
+    inputs = [torch.randn_like(x) if x.is_floating_point() else x for x in inputs]
     return decide(
         f"precision in {cfg.run_dir}",
-        lambda: probe_precision(network, images, channels_last=bool(cfg.task.get("channels_last"))),
+        lambda: probe_precision(
+            network, *inputs, channels_last=bool(cfg.task.get("channels_last"))
+        ),
     )

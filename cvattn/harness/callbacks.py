@@ -113,17 +113,17 @@ class AttentionMonitor(pl.Callback):
     """Logs once an epoch the gamma of each SAGAN block and the entropy of each attention block.
 
     ``gamma/<block>``; ``entropy/<block>`` in nats, averaged over heads and over fixed validation
-    images.
+    images (or other samples, as the data has them).
 
     Args:
-        num_images: how many validation images.
+        num_images: how many of them.
     """
 
     def __init__(self, num_images: int = 64) -> None:
         if num_images < 1:
             raise ValueError(f"num_images={num_images} must be at least 1")
         self.num_images = num_images
-        self._images: Tensor | None = None
+        self._inputs: tuple[Tensor, ...] | None = None
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         network = cast(nn.Module, pl_module.network)
@@ -135,11 +135,11 @@ class AttentionMonitor(pl.Callback):
             for name, block in blocks.items()
             if isinstance(block, SelfAttention2d)
         }
-        if self._images is None:
+        if self._inputs is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
-            self._images = data.example_images(self.num_images)[0]
+            self._inputs = data.example_inputs(self.num_images)
         with torch.no_grad(), capture_attention(network) as maps:
-            network(self._images.to(pl_module.device))
+            network(*(given.to(pl_module.device) for given in self._inputs))
         for name, weights in maps.items():
             values[f"entropy/{name}"] = attention_entropy(weights).mean().float()
         # Every process computes the same values from the same images.

@@ -9,6 +9,7 @@ from typing import Any
 import hydra.utils
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
 from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.optim import Optimizer
@@ -44,7 +45,12 @@ def check_config(cfg: DictConfig) -> None:
     for key in cfg:
         if key not in TOP_LEVEL:
             raise ConfigError(f"unknown key {key!r}{did_you_mean(str(key), TOP_LEVEL)}")
-    plain = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationKeyError as error:
+        raise ConfigError(
+            f"{error.full_key}: {str(error.msg).splitlines()[0]}; is the recipe one for this task?"
+        ) from error
     assert isinstance(plain, dict)
     for name, annotation in (("seed", int | None), ("compile", bool), ("ckpt_path", str | None)):
         if not fits(plain[name], annotation):

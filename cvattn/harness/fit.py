@@ -18,7 +18,7 @@ from cvattn.harness.callbacks import (
     StopWhenNotFinite,
 )
 from cvattn.harness.csv_log import CSVLog
-from cvattn.harness.pictures import draw_attention, draw_curves
+from cvattn.harness.drawing import draw_run
 from cvattn.harness.progress import ProgressLines, Throughput
 from cvattn.harness.settle import build
 from cvattn.harness.shell import quiet
@@ -50,7 +50,7 @@ def fit(cfg: DictConfig) -> float:
             StopWhenNotFinite(),
             ReseedEachBatch(run.cfg.seed),
             SavedContents(run.entry),
-            ProgressLines(console, throughput),
+            ProgressLines(console, throughput, run.info.unit),
             ending,
         ],
     )
@@ -73,6 +73,10 @@ def fit(cfg: DictConfig) -> float:
         # With the last weights: the test set has no say in which ones. With
         # trainer.limit_test_batches=0 there is nothing to say.
         tested = next(iter(trainer.test(run.task, datamodule=run.data, verbose=False)), {})
+        further = {
+            name: _part(trainer.test(run.task, dataloaders=loader, verbose=False)[0], "test/")
+            for name, loader in (run.data.further_tests() if tested else {}).items()
+        }
     except SystemExit:
         # Lightning leaves with 1 after Ctrl-C and 0 after SIGTERM, and nothing after it runs.
         if ending.exit_code is None:
@@ -83,20 +87,21 @@ def fit(cfg: DictConfig) -> float:
             logger.experiment.finish()  # else it is open until the process ends, across a sweep
     best = _best(trainer, metrics)
     if trainer.is_global_zero:
-        _draw(run, trainer)
+        draw_run(run, trainer)
         summary = {
             **facts,
             "val": _part(metrics, "val/"),
             "best_val_accuracy": best,
             "test": _part(tested, "test/"),
-            "test_views": run.data.test_views,
+            **run.data.for_task,
+            **({"further_tests": further} if further else {}),
             "gamma": _part(metrics, "gamma/"),
             "parameters": count_parameters(run.network),
             "epochs": epochs,
-            **throughput.figures(run.macs_at),
+            **throughput.figures(run.macs_at, run.info.unit),
         }
         report.write_summary(run.folder / "summary.json", summary)
-        report.show_end(console, summary, run.folder, run.notes)
+        report.show_end(console, summary, run)
     return best
 
 
@@ -128,22 +133,3 @@ def _best(trainer: pl.Trainer, metrics: dict[str, Any]) -> float:
 
 def _part(metrics: Any, prefix: str) -> dict[str, float]:
     return {k.removeprefix(prefix): float(v) for k, v in metrics.items() if k.startswith(prefix)}
-
-
-def _draw(run: Run, trainer: pl.Trainer) -> None:
-    """``curves.png`` and ``attention.png``."""
-    for logger in trainer.loggers:
-        if isinstance(logger, CSVLog):
-            rows = [logger.rows[epoch] for epoch in sorted(logger.rows)]
-            title = f"{run.name} on {report.pixels(run.info)}"
-            draw_curves(rows, run.folder / "curves.png", title=title)
-    images, labels, _ = run.data.example_images(5, split="test")
-    network = run.network.eval()
-    draw_attention(
-        network,
-        images.to(next(network.parameters()).device),
-        labels.tolist(),
-        run.info.classes,
-        run.folder / "attention.png",
-        to_picture=run.data.denormalise,
-    )

@@ -14,22 +14,23 @@ GAIN = 1.15
 TOLERANCE = 0.05
 
 
-def probe_precision(network: nn.Module, images: Tensor, *, channels_last: bool) -> Decision:
+def probe_precision(network: nn.Module, *inputs: Tensor, channels_last: bool) -> Decision:
     """ "bf16-mixed" if a few training steps in bf16 are right and clearly faster, else "32-true".
 
     Args:
-        network: not changed; a copy is stepped on ``images``' device.
-        images: (B, C, H, W), about a batch of the size that will be trained; content is irrelevant.
+        network: not changed; a copy is stepped on the inputs' device.
+        inputs: what it is called with, such as images (B, C, H, W), about a batch of the size that
+            will be trained; content is irrelevant.
     """
-    if images.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if inputs[0].device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return Decision("32-true", "this GPU has no bf16")
     if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+        inputs = tuple(x.contiguous(memory_format=torch.channels_last) for x in inputs)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
-        exact, exact_time = _measure(network, images, enabled=False)
+        exact, exact_time = _measure(network, *inputs, enabled=False)
         torch.manual_seed(0)
-        rounded, rounded_time = _measure(network, images, enabled=True)
+        rounded, rounded_time = _measure(network, *inputs, enabled=True)
     difference = abs(exact - rounded) / max(abs(exact), 1e-6)
     if not difference <= TOLERANCE:
         return Decision(
@@ -40,17 +41,18 @@ def probe_precision(network: nn.Module, images: Tensor, *, channels_last: bool) 
     return Decision(choice, f"bf16 ran at {gain:.1f} times the speed of fp32 in a probe")
 
 
-def _measure(network: nn.Module, images: Tensor, *, enabled: bool) -> tuple[float, float]:
+def _measure(network: nn.Module, *inputs: Tensor, enabled: bool) -> tuple[float, float]:
     """First loss, and the fastest of two steps in seconds."""
-    network = copy.deepcopy(network).to(images.device).train()
+    device = inputs[0].device
+    network = copy.deepcopy(network).to(device).train()
     loss_value, fastest = 0.0, float("inf")
     for step in range(3):
         begin = time.perf_counter()
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=enabled):
-            logits = network(images)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
+            logits = network(*inputs)
         loss = logits.float().logsumexp(-1).mean() + logits.float().square().mean()
         loss.backward()
-        if images.device.type == "cuda":
+        if device.type == "cuda":
             torch.cuda.synchronize()
         if step == 0:
             loss_value = loss.item()  # the first step also warms up

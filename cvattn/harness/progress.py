@@ -10,40 +10,42 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cvattn.cost import training_pflop
-from cvattn.tasks import ClassificationTask
+from cvattn.tasks import NetworkTask
 
 
 class Throughput(pl.Callback):
-    """Counts images and time over the whole run, also when it is continued.
+    """Counts samples and time over the whole run, also when it is continued.
 
     Attributes:
-        seen: training images of each size (H, W), over all processes.
+        seen: training samples of each size, over all processes.
         training_seconds: in training steps.
         seconds: from the start of training to its end, validation and checkpoints included.
     """
 
     def __init__(self) -> None:
-        self.seen: Counter[tuple[int, int]] = Counter()
+        self.seen: Counter[tuple[int, ...]] = Counter()
         self.training_seconds = 0.0
         self.seconds = 0.0
         self._began = 0.0
         self._epoch_began = 0.0
 
     @property
-    def images(self) -> int:
-        return self.seen.total()
+    def per_second(self) -> float:
+        return self.seen.total() / self.training_seconds if self.training_seconds else 0.0
 
-    @property
-    def images_per_second(self) -> float:
-        return self.images / self.training_seconds if self.training_seconds else 0.0
+    def figures(self, macs: Callable[[tuple[int, ...]], int], unit: str) -> dict[str, Any]:
+        """What the summary says of time and cost.
 
-    def figures(self, macs: Callable[[tuple[int, int]], int]) -> dict[str, Any]:
-        """What the summary says of time and cost; ``macs(size)`` is for one image."""
+        Args:
+            macs: of a size, for one sample.
+            unit: what a sample is called.
+        """
+        by_size = {"x".join(map(str, size)): count for size, count in self.seen.items()}
         return {
             "minutes": self.seconds / 60,
-            "images": self.images,
-            "images_per_second": self.images_per_second,
-            "images_by_size": {f"{h}x{w}": count for (h, w), count in self.seen.items()},
+            f"{unit}s": self.seen.total(),
+            f"{unit}s_per_second": self.per_second,
+            f"{unit}s_by_size": by_size,
             "pflop": sum(training_pflop(macs(size), n) for size, n in self.seen.items()),
         }
 
@@ -68,12 +70,12 @@ class Throughput(pl.Callback):
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
-        pl_module: ClassificationTask,  # type: ignore[override]
+        pl_module: NetworkTask,  # type: ignore[override]
         outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.seen[pl_module.image_size] += len(batch[1]) * trainer.world_size
+        self.seen[pl_module.size] += len(batch[1]) * trainer.world_size
         now = time.perf_counter()
         self.training_seconds += now - self._epoch_began
         self._epoch_began = now
@@ -83,11 +85,16 @@ class Throughput(pl.Callback):
 
 
 class ProgressLines(pl.Callback):
-    """A bar over all steps where there is a terminal, and a line for each epoch anywhere."""
+    """A bar over all steps where there is a terminal, and a line for each epoch anywhere.
 
-    def __init__(self, console: Console, throughput: Throughput) -> None:
+    Args:
+        unit: what a sample is called.
+    """
+
+    def __init__(self, console: Console, throughput: Throughput, unit: str) -> None:
         self.console = console
         self.throughput = throughput
+        self.unit = unit
         self._bar: Progress | None = None
         self._shown = 0.0
 
@@ -127,8 +134,7 @@ class ProgressLines(pl.Callback):
             self._task,
             description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             completed=trainer.global_step,
-            now=f"loss {float(loss):.3f}  {accuracy}"
-            f"{self.throughput.images_per_second:,.0f} images/s",
+            now=f"loss {float(loss):.3f}  {accuracy}{self._speed()}",
         )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -141,7 +147,7 @@ class ProgressLines(pl.Callback):
                 parts.append(text.format(float(metrics[key])))
         if "val/accuracy" in metrics:
             parts.append(f"val {float(metrics['val/accuracy']):.1%}")
-        parts.append(f"{self.throughput.images_per_second:,.0f} images/s")
+        parts.append(self._speed())
         self.console.print("  ".join(parts), highlight=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -151,6 +157,9 @@ class ProgressLines(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self._close()
+
+    def _speed(self) -> str:
+        return f"{self.throughput.per_second:,.0f} {self.unit}s/s"
 
     def _close(self) -> None:
         if self._bar is not None:

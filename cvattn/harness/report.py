@@ -16,12 +16,12 @@ from rich.table import Table
 
 import cvattn
 from cvattn.cost import count_parameters
-from cvattn.data import DataInfo
+from cvattn.data import Facts
 from cvattn.harness.assemble import Run
 from cvattn.harness.paths import short
 
 
-def pixels(info: DataInfo) -> str:
+def pixels(info: Facts) -> str:
     """The data's name as it must stand beside every figure from it."""
     return f"{info.name} (JPEG copy)" if info.official_pixels is False else info.name
 
@@ -31,9 +31,9 @@ def show_start(console: Console, run: Run, trainer: pl.Trainer) -> None:
     info = run.info
     lines = {
         "network": f"{run.name}: {type(run.network).__name__}, "
-        f"{count_parameters(run.network):,} parameters, {run.macs / 1e9:.3f} GMACs per image",
+        f"{count_parameters(run.network):,} parameters, {run.macs / 1e9:.3f} GMACs per {info.unit}",
         "data": f"{pixels(info)}: {info.train_size:,} / {info.val_size:,} / "
-        f"{info.test_size:,} images, from {info.source}",
+        f"{info.test_size:,} {info.unit}s, from {info.source}",
         "device": f"{trainer.strategy.root_device.type} x {trainer.world_size}, "
         f"{run.precision.choice} ({run.precision.reason})",
         "run folder": short(run.folder),
@@ -47,19 +47,17 @@ def show_start(console: Console, run: Run, trainer: pl.Trainer) -> None:
     console.print(Panel(table, title=title, title_align="left", expand=False))
 
 
-def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: list[str]) -> None:
+def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
     """One table, and what to do next."""
+    run_dir, unit = run.folder, run.info.unit
     table = Table(title=f"{summary['model']} on {summary['data']['label']}", title_justify="left")
-    test = summary["test"]
-    cells = {
-        "validation accuracy": _percent(summary["val"].get("accuracy")),
-        "test accuracy": _percent(test.get("accuracy")),
-    }
-    if "accuracy_views" in test:
-        cells[f"with views {summary['test_views']}"] = _percent(test["accuracy_views"])
+    cells = {}
+    for metric, name in run.task.shown.items():
+        part, _, key = metric.partition("/")
+        cells[name] = _percent(summary[part].get(key))
     cells |= {
         "minutes": f"{summary['minutes']:.1f}",
-        "images/s": f"{summary['images_per_second']:,.0f}",
+        f"{unit}s/s": f"{summary[f'{unit}s_per_second']:,.0f}",
         "training PFLOP": f"{summary['pflop']:.4f}",
     }
     for name in cells:
@@ -69,7 +67,10 @@ def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: li
         gammas = (f"{name} {gamma:.3f}" for name, gamma in summary["gamma"].items())
         table.caption, table.caption_justify = f"gamma: {', '.join(gammas)}", "left"
     console.print(table)
-    for note in notes:
+    for name, found in summary.get("further_tests", {}).items():
+        shown = ", ".join(f"{key} {_percent(found[key])}" for key in ("accuracy", "cer"))
+        console.print(f"{name}: {shown}")
+    for note in run.notes:
         console.print(note)
     folder = short(run_dir)
     files = ", ".join(sorted(path.name for path in run_dir.iterdir()))
@@ -78,12 +79,9 @@ def show_end(console: Console, summary: dict[str, Any], run_dir: Path, notes: li
     if last.exists():
         path = f"{folder}/checkpoints/last.ckpt"
         console.print("Next:")
-        for command in (
-            f"python -m cvattn evaluate {path}",
-            f"python -m cvattn predict {path} IMAGE...",
-            f"python -m cvattn explore {path} -o {folder}/explorer.html",
-            f"python train.py ckpt_path={path} trainer.max_epochs={2 * summary['epochs']}",
-        ):
+        commands = [f"python -m cvattn {command.format(path)}" for command in run.info.commands]
+        further = f"python train.py ckpt_path={path} trainer.max_epochs={2 * summary['epochs']}"
+        for command in (*commands, further):
             console.print(f"  {command}", soft_wrap=True)
 
 
@@ -103,7 +101,7 @@ def facts(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
             "test": info.test_size,
             "train_on_val": bool(run.cfg.data.get("train_on_val", False)),
         },
-        "macs_per_image": run.macs,
+        f"macs_per_{info.unit}": run.macs,
         "seed": run.cfg.seed,
         "precision": run.precision.choice,
         "machine": machine(trainer.strategy.root_device),

@@ -8,12 +8,18 @@ import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from cvattn.data import DataInfo, ImageDataModule
+from cvattn.data import DataModule, Facts
 from cvattn.harness.config_check import check_config
 from cvattn.harness.decisions import decide_data
 from cvattn.harness.errors import ConfigError
 
 SMALL_DATA = 10_000
+# What a model must have at least as many of as the data.
+_COUNTED = {
+    "num_classes": "classes",
+    "source_vocab": "tokens in its sources",
+    "target_vocab": "tokens in its answers",
+}
 
 
 def settle_data(cfg: DictConfig) -> str:
@@ -43,22 +49,24 @@ def settle_recipe(cfg: DictConfig, train_size: int, overrides: Sequence[str]) ->
     return True
 
 
-def settle_model(cfg: DictConfig, info: DataInfo) -> None:
-    """Fill the values that only the data knows: classes, channels, image size."""
-    known: dict[str, Any] = {
-        "num_classes": len(info.classes),
-        "in_channels": info.channels,
-        "image_size": list(info.image_size),
-    }
-    for node in (cfg.model, cfg.task):
-        for key, value in known.items():
+def settle_model(cfg: DictConfig, info: Facts) -> None:
+    """Fill the values that only the data knows: classes, channels, image size and the like."""
+    known = info.fills()
+    for name in ("model", "task"):
+        node = cfg[name]
+        for key in node:
             if OmegaConf.is_missing(node, key):
-                node[key] = value
-    given = cfg.model.get("num_classes")
-    if given is not None and given < len(info.classes):
-        raise ConfigError(
-            f"model.num_classes={given}, but {info.name} has {len(info.classes)} classes"
-        )
+                if key not in known:
+                    raise ConfigError(
+                        f"{name}.{key} is for the data to say, and data={info.name} says "
+                        f"{', '.join(known)}: it is made of {info.unit}s, which this {name} is "
+                        "not for"
+                    )
+                node[key] = known[key]
+    for key, what in _COUNTED.items():
+        given = cfg.model.get(key)
+        if given is not None and given < known.get(key, 0):
+            raise ConfigError(f"model.{key}={given}, but {info.name} has {known[key]} {what}")
 
 
 def settle_paths(cfg: DictConfig) -> None:
@@ -79,7 +87,7 @@ def build(node: DictConfig, name: str, **given: Any) -> Any:
         raise ConfigError(f"{name}: {cause}") from error
 
 
-def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[ImageDataModule, list[str]]:
+def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DataModule, list[str]]:
     """All of the above in order: returns the data module, and notes for the panel.
 
     ``cfg`` is changed in place. Nothing is loaded or downloaded.
@@ -94,7 +102,7 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[ImageDataModule, 
     data = build(cfg.data, "data")
     info = _described(data)
     if settle_recipe(cfg, info.train_size, overrides):
-        notes.append(f"the recipe's small values, for {info.train_size:,} training images")
+        notes.append(f"the recipe's small values, for {info.train_size:,} training {info.unit}s")
         data = build(cfg.data, "data")
     if cfg.data.get("train_on_val"):
         notes.append("the validation images are trained on: their accuracy says nothing")
@@ -103,7 +111,7 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[ImageDataModule, 
     return data, notes
 
 
-def _described(data: ImageDataModule) -> DataInfo:
+def _described(data: DataModule) -> Facts:
     try:
         return data.describe()
     except (ValueError, OSError) as error:

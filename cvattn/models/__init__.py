@@ -1,8 +1,9 @@
 """Whole networks. ``cvattn.load`` builds the classes named here and no others."""
 
+from cvattn.models.reader import Reader
 from cvattn.models.sagan import SAGANClassifier
 from cvattn.models.seq2seq import Transformer
 from cvattn.models.timm_cnn import TimmCNN
 from cvattn.models.vit import VisionTransformer
 
-__all__ = ["SAGANClassifier", "TimmCNN", "Transformer", "VisionTransformer"]
+__all__ = ["Reader", "SAGANClassifier", "TimmCNN", "Transformer", "VisionTransformer"]

@@ -20,7 +20,7 @@ Step = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class EncoderDecoder(Protocol):
-    """A network that :class:`Continuation` can drive, such as :class:`cvattn.models.Transformer`."""
+    """What :class:`Continuation` can drive, such as :class:`cvattn.models.Transformer`."""
 
     decoder: Decoder
 

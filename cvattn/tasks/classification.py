@@ -1,22 +1,20 @@
 """Learning to name what an image shows."""
 
-import math
 from collections.abc import Sequence
 
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from cvattn.data import views_of
+from cvattn.tasks.base import NetworkTask
 from cvattn.tasks.mixing import mixing
-from cvattn.tasks.optimisation import OptimizerFactory, parameter_groups, warmup_cosine
+from cvattn.tasks.optimisation import OptimizerFactory
 from cvattn.tasks.resizing import ProgressiveResizing
 
 
-class ClassificationTask(pl.LightningModule):
+class ClassificationTask(NetworkTask):
     """Cross-entropy and accuracy for a network that gives logits.
 
     Logs ``{train,val,test}/{loss,accuracy}`` once an epoch, over all processes, and
@@ -25,9 +23,7 @@ class ClassificationTask(pl.LightningModule):
     Args:
         network: images (B, C, H, W) -> logits (B, num_classes).
         num_classes: number of classes.
-        optimizer: takes the parameter groups and returns the optimiser.
-        warmup, final: of the schedule (:func:`warmup_cosine`).
-        label_smoothing: of the training loss; validation and test losses have none.
+        optimizer, warmup, final, label_smoothing: as in :class:`NetworkTask`.
         mixup, cutmix: see :func:`cvattn.tasks.mixing.mixing`; the training accuracy then counts
             the class of which there is most in an image.
         resizing: phases of smaller training images (:class:`ProgressiveResizing`).
@@ -35,7 +31,7 @@ class ClassificationTask(pl.LightningModule):
         test_views: see :func:`cvattn.data.views_of`.
 
     Attributes:
-        image_size: (H, W) of the last batch that was trained on.
+        size: (H, W) of the last batch that was trained on.
     """
 
     def __init__(
@@ -53,23 +49,28 @@ class ClassificationTask(pl.LightningModule):
         channels_last: bool = False,
         test_views: str = "none",
     ) -> None:
-        super().__init__()
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
-        self.network = network
-        self.optimizer = optimizer
-        self.warmup = warmup
-        self.final = final
-        self.label_smoothing = label_smoothing
+        super().__init__(
+            network,
+            optimizer=optimizer,
+            warmup=warmup,
+            final=final,
+            label_smoothing=label_smoothing,
+        )
         self.mixing = mixing(mixup, cutmix, num_classes)
         self.resizing = ProgressiveResizing(resizing)
-        self.image_size = (0, 0)
         self.test_views = test_views
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.views_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    @property
+    def shown(self) -> dict[str, str]:
+        shown = {"val/accuracy": "validation accuracy", "test/accuracy": "test accuracy"}
+        if self.test_views != "none":
+            shown["test/accuracy_views"] = f"with views {self.test_views}"
+        return shown
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.contiguous(memory_format=self.memory_format))
@@ -79,7 +80,7 @@ class ClassificationTask(pl.LightningModule):
         if self.mixing is not None:
             images, labels = self.mixing(images, labels)
         images = self.resizing(images, self.trainer.global_step / self._steps)
-        self.image_size = (images.shape[-2], images.shape[-1])
+        self.size = (images.shape[-2], images.shape[-1])
         return self._step("train", self.train_accuracy, self(images), labels)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -101,15 +102,7 @@ class ClassificationTask(pl.LightningModule):
         logits = logits.float()
         smoothing = self.label_smoothing if stage == "train" else 0.0
         loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        # Both are means over images, also where processes or batches have unequal numbers of them.
-        self.log(
-            f"{stage}/loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(labels),
-            sync_dist=True,
-        )
+        self.log_epoch(f"{stage}/loss", loss, len(labels))
         self._count(f"{stage}/accuracy", accuracy, logits, labels)
         return loss
 
@@ -118,19 +111,4 @@ class ClassificationTask(pl.LightningModule):
     ) -> None:
         classes = labels.argmax(-1) if labels.ndim == 2 else labels
         accuracy.update(logits.detach(), classes)
-        self.log(name, accuracy, on_step=False, on_epoch=True, batch_size=len(labels))
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(parameter_groups(self.network))
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
-            raise ValueError(
-                "the schedule needs an end: set trainer.max_epochs or trainer.max_steps to a "
-                "positive number"
-            )
-        self._steps = int(steps)
-        schedule = warmup_cosine(optimizer, steps=self._steps, warmup=self.warmup, final=self.final)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        self.log_epoch(name, accuracy, len(labels))

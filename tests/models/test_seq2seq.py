@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cvattn.core.positions import sinusoidal_1d
 from cvattn.models import Transformer
-from cvattn.weights import to_torch
+from cvattn.weights import from_torch, to_torch
 
 PAD = 3
 SOURCE_VOCAB, TARGET_VOCAB = 13, 11
@@ -173,3 +173,39 @@ def test_it_trains_and_the_padding_embedding_stays_0():
     assert losses[-1] < 0.7 * losses[0]
     assert not model.source_embedding.weight[PAD].any()
     assert not model.target_embedding.weight[PAD].any()
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+@either_norm
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_weights_of_torchs_own_transformer_come_in(norm_first, training):
+    """``nn.Transformer`` around the same embeddings agrees on padded batches, dropout being 0."""
+    theirs = nn.Transformer(
+        12,
+        3,
+        num_encoder_layers=3,
+        num_decoder_layers=2,
+        dim_feedforward=17,
+        dropout=0.0,
+        batch_first=True,
+        norm_first=norm_first,
+        dtype=torch.float64,
+    ).train(training)
+    model = make(num_encoder_layers=3, num_decoder_layers=2, dropout=0.0, norm_first=norm_first)
+    model.encoder, model.decoder = from_torch(theirs.encoder), from_torch(theirs.decoder)
+    model.train(training)
+    model.positions.table = sinusoidal_1d(512, 12).double()
+    source, target = batch()
+    padding = {
+        "src_key_padding_mask": source == PAD,
+        "tgt_key_padding_mask": target == PAD,
+        "memory_key_padding_mask": source == PAD,
+    }
+    out = theirs(
+        model._embed(model.source_embedding, source),
+        model._embed(model.target_embedding, target),
+        tgt_mask=torch.ones(5, 5, dtype=torch.bool).triu(1),
+        **padding,
+    )
+    real = target != PAD
+    assert_near(model(source, target)[real], model.head(out)[real], 1e-10)

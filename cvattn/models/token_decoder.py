@@ -1,0 +1,90 @@
+"""What networks share that answer with tokens: embedding, positions, decoder, logits."""
+
+import math
+
+from torch import Tensor, nn
+
+from cvattn.core import Decoder, DecoderCache
+from cvattn.core.feed_forward import Activation
+from cvattn.core.masks import padding_mask
+from cvattn.core.positions import SinusoidalPositions
+
+
+class TokenDecoder(nn.Module):
+    """The half that writes; a subclass adds the half that reads, and ``encode()``.
+
+    Args:
+        target_vocab: number of token ids.
+        embed_dim, num_heads, ffn_dim, num_layers, dropout, activation, norm_first: of the decoder.
+        pad_id: the id of padding.
+        tied: the logits' weights are the embedding's (Press and Wolf, "Using the Output Embedding
+            to Improve Language Models", 2017).
+    """
+
+    def __init__(
+        self,
+        target_vocab: int,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_layers: int,
+        pad_id: int,
+        dropout: float,
+        activation: Activation,
+        norm_first: bool,
+        tied: bool,
+    ) -> None:
+        super().__init__()
+        self.pad_id = pad_id
+        self.embed_dim = embed_dim
+        self.target_embedding = token_embedding(target_vocab, embed_dim, pad_id)
+        self.positions = SinusoidalPositions(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.decoder = Decoder(
+            embed_dim,
+            num_heads,
+            ffn_dim,
+            num_layers,
+            dropout=dropout,
+            activation=activation,
+            norm_first=norm_first,
+        )
+        self.head = nn.Linear(embed_dim, target_vocab)
+        if tied:
+            self.head.weight = self.target_embedding.weight
+
+    def decode(
+        self,
+        target_ids: Tensor,
+        memory: Tensor,
+        memory_mask: Tensor,
+        cache: DecoderCache | None = None,
+    ) -> Tensor:
+        """(B, T), the encoder's output and its mask -> logits (B, T, target_vocab).
+
+        Args:
+            cache: of the tokens before ``target_ids``, none of which is padding then.
+        """
+        start = 0 if cache is None else cache.length
+        x = self.decoder(
+            self._embed(self.target_embedding, target_ids, start),
+            memory,
+            attn_mask=padding_mask(target_ids, self.pad_id) if cache is None else None,
+            memory_mask=memory_mask,
+            cache=cache,
+        )
+        return self.head(x)
+
+    def _embed(self, embedding: nn.Embedding, ids: Tensor, start: int = 0) -> Tensor:
+        x = embedding(ids) * math.sqrt(self.embed_dim)
+        return self.dropout(self.positions(x, start=start))
+
+
+def token_embedding(vocab: int, embed_dim: int, pad_id: int) -> nn.Embedding:
+    """Vectors of length 1 or so; padding is 0 and stays 0."""
+    embedding = nn.Embedding(vocab, embed_dim, padding_idx=pad_id)
+    # Multiplied by sqrt(embed_dim) in use: tokens then weigh as much as positions.
+    nn.init.normal_(embedding.weight, std=embed_dim**-0.5)
+    nn.init.zeros_(embedding.weight[pad_id])
+    return embedding

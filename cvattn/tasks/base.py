@@ -1,0 +1,70 @@
+"""What every task does: optimiser, schedule, and means over an epoch."""
+
+import math
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from cvattn.tasks.optimisation import OptimizerFactory, parameter_groups, warmup_cosine
+
+
+class NetworkTask(pl.LightningModule):
+    """Base of the tasks.
+
+    Args:
+        network: what is trained.
+        optimizer: takes the parameter groups and returns the optimiser.
+        warmup, final: of the schedule (:func:`warmup_cosine`).
+        label_smoothing: of the training loss; validation and test losses have none.
+
+    Attributes:
+        size: of a sample of the last batch that was trained on, padding included.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        optimizer: OptimizerFactory,
+        warmup: float,
+        final: float,
+        label_smoothing: float,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
+        self.network = network
+        self.optimizer = optimizer
+        self.warmup = warmup
+        self.final = final
+        self.label_smoothing = label_smoothing
+        self.size: tuple[int, ...] = ()
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The metrics that a run ends with, and what people call them."""
+        raise NotImplementedError
+
+    def log_epoch(self, name: str, value: Tensor | Metric, count: int) -> None:
+        """Log the mean over the epoch, where this batch has ``count`` of what is averaged.
+
+        Means are over samples, also where processes or batches have unequal numbers of them.
+        """
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer(parameter_groups(self.network))
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ValueError(
+                "the schedule needs an end: set trainer.max_epochs or trainer.max_steps to a "
+                "positive number"
+            )
+        self._steps = int(steps)
+        schedule = warmup_cosine(optimizer, steps=self._steps, warmup=self.warmup, final=self.final)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }

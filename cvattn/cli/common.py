@@ -80,15 +80,24 @@ class Trained:
         return (torch.from_numpy(pixels).float() / 255 - mean) / std
 
 
-def open_classifier(path: str, device: str = "cpu") -> Trained:
-    """The classifier of a checkpoint; CommandError where it cannot be used as one."""
+def open_network(path: str, device: str = "cpu") -> nn.Module:
+    """The network of a checkpoint, with its ``meta``; CommandError where there is none."""
     try:
-        network = load(path, map_location=device)
+        return load(path, map_location=device)
     except FileNotFoundError as error:
         raise CommandError(f"no checkpoint at {path}{_other_checkpoints(Path(path))}") from error
     except CheckpointError as error:
         # The rest of torch's list of keys and sizes helps nobody at a command line.
         raise CommandError(" ".join(str(error).split())[:600]) from error
+
+
+def open_classifier(path: str, device: str = "cpu") -> Trained:
+    """The classifier of a checkpoint; CommandError where it cannot be used as one."""
+    return as_classifier(open_network(path, device), path, device)
+
+
+def as_classifier(network: nn.Module, path: str, device: str = "cpu") -> Trained:
+    """A network as a classifier; CommandError where it cannot be used as one."""
     meta, kind = network.meta, type(network).__name__
     assert isinstance(meta, dict)
     try:

@@ -1,4 +1,4 @@
-"""``cvattn predict CHECKPOINT IMAGE...``: what the network takes each image for."""
+"""``cvattn predict CHECKPOINT IMAGE...``: what the network takes each image for, or reads in it."""
 
 import sys
 from collections.abc import Sequence
@@ -6,8 +6,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, Trained, open_classifier, shown
+from cvattn.cli.common import (
+    CHECKPOINT_HELP,
+    CommandError,
+    Parser,
+    Trained,
+    as_classifier,
+    open_network,
+    shown,
+)
 from cvattn.cli.images import ImageError, find_images, image_reader
+from cvattn.cli.reading import open_reader, read_lines
 
 BATCH = 64
 Guesses = list[tuple[str, float]]  # class and probability, the likeliest first
@@ -18,7 +27,10 @@ def run(arguments: Sequence[str]) -> int:
     args = _parser().read(arguments)
     if args.top < 1:
         raise CommandError(f"--top {args.top} must be at least 1")
-    trained = open_classifier(args.checkpoint)
+    network = open_network(args.checkpoint)
+    if "alphabet" in network.meta:
+        return read_lines(open_reader(network, args.checkpoint), find_images(args.images))
+    trained = as_classifier(network, args.checkpoint)
     read = image_reader(trained)
     rows: list[tuple[str, Guesses]] = []
     squeezed: list[str] = []
@@ -87,7 +99,8 @@ def _parser() -> Parser:
         prog="cvattn predict",
         description="Print the likeliest classes of image files, with their probabilities. Images "
         "are resized to what the network takes; transparency becomes white. For networks trained "
-        "on data=folder they are cut to shape as in training, for others squeezed.",
+        "on data=folder they are cut to shape as in training, for others squeezed. A reader prints "
+        "what it reads in each line, and how probable that is.",
     )
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of images")

@@ -8,6 +8,7 @@ from cvattn.data.digits import DigitsData
 from cvattn.data.folder import FolderData
 from cvattn.data.image_data import ImageDataModule
 from cvattn.data.info import DataInfo, Facts
+from cvattn.data.line_folder import LineFolderData
 from cvattn.data.loader import BatchLoader
 from cvattn.data.module import DataModule
 from cvattn.data.strings import StringsData
@@ -27,6 +28,7 @@ __all__ = [
     "Facts",
     "FolderData",
     "ImageDataModule",
+    "LineFolderData",
     "StringsData",
     "choose",
     "views_of",

@@ -62,7 +62,7 @@ class Reader(TokenDecoder):
         tied: bool = False,
         pad_id: int = 0,
         dropout: float = 0.0,
-        activation: Activation = "gelu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__(
             target_vocab,
@@ -143,14 +143,14 @@ def _stem(channels: Sequence[int]) -> list[nn.Module]:
 
 
 class _StemLayer(nn.Module):
-    """A 3x3 convolution, norm over channels, GELU; with stride 1, added to what came in."""
+    """A 3x3 convolution, norm over channels, ReLU; with stride 1, added to what came in."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: tuple[int, int]) -> None:
         super().__init__()
         self.stride = stride
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
         self.norm = _ChannelNorm(out_channels)
-        self.activation = nn.GELU()
+        self.activation = nn.ReLU()
 
     def forward(self, x: Tensor, widths: Tensor) -> Tensor:
         """(B, C, H, W) that is real in the first ``widths`` columns."""

@@ -1,0 +1,87 @@
+"""``cvattn predict`` for networks that read: a line's text and how probable it is."""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from cvattn.cli.common import CommandError, shown
+from cvattn.core import Alphabet
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A reader from a checkpoint, in eval mode, and what it needs to be used.
+
+    Attributes:
+        max_length: most tokens of an answer.
+        height: of a line, in pixels.
+        mean, std: of pixels scaled to 0..1.
+    """
+
+    network: nn.Module
+    alphabet: Alphabet
+    max_length: int
+    height: int
+    mean: float
+    std: float
+
+    def __call__(self, pixels: np.ndarray) -> tuple[str, float]:
+        """uint8 (height, W) -> what is written there, and the probability of all of it."""
+        from cvattn.models.decoding import generate
+
+        image = (torch.from_numpy(pixels).float() / 255 - self.mean) / self.std
+        found = generate(
+            self.network,  # type: ignore[arg-type]
+            image[None, None],
+            torch.tensor([image.shape[1]]),
+            max_length=self.max_length,
+        )
+        if not math.isfinite(found.log_probs.item()):
+            raise CommandError("the network gives values that are not finite: it is of no use", 1)
+        return self.alphabet.decode(found.tokens[0].tolist()), math.exp(found.log_probs.item())
+
+
+def open_reader(network: nn.Module, path: str) -> Reading:
+    """A network as a reader of lines; CommandError where it cannot be used as one."""
+    meta = network.meta
+    assert isinstance(meta, dict)
+    try:
+        (mean,), (std,) = meta["mean"], meta["std"]
+        return Reading(
+            network,
+            Alphabet(meta["alphabet"]),
+            int(meta["max_length"]),
+            int(meta["height"]),
+            float(mean),
+            float(std),
+        )
+    except KeyError as error:
+        raise CommandError(
+            f"{path} holds a {type(network).__name__} that answers to strings, or does not say its "
+            f"{error.args[0]}: it reads no images"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"{path}: its description cannot be used: {error}") from error
+
+
+def read_lines(reading: Reading, files: Sequence[Path]) -> int:
+    """Print file, text and probability of each; 1 if a file could not be read, else 0."""
+    from cvattn.data.line_files import decode_line
+
+    failed = False
+    width = max(len(shown(path)) for path in files)
+    for path in files:
+        pixels = decode_line(path, reading.height)
+        if isinstance(pixels, str):
+            print(f"error: {shown(path)}: {pixels}", file=sys.stderr)
+            failed = True
+            continue
+        text, probability = reading(pixels)
+        print(f"{shown(path):<{width}}  {text}  {probability:.2%}")
+    return int(failed)

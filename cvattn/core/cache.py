@@ -14,11 +14,13 @@ class KeyValues:
 
     Attributes:
         keys, values: None before the first call.
+        finite: known to have neither NaN nor infinity.
     """
 
     def __init__(self) -> None:
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
+        self.finite = False
 
     def take(self, project: Projection) -> tuple[Tensor, Tensor]:
         """All keys and values to be attended to; ``project()`` makes those of this call."""
@@ -48,6 +50,8 @@ class FixedKeyValues(KeyValues):
     def take(self, project: Projection) -> tuple[Tensor, Tensor]:
         if self.keys is None or self.values is None:
             self.keys, self.values = project()
+            # Looked for once instead of in each step.
+            self.finite = bool(self.keys.isfinite().all() and self.values.isfinite().all())
         return self.keys, self.values
 
 

@@ -107,7 +107,14 @@ class MultiHeadAttention(nn.Module):
         """
         check_rows_wanted(need_weights, rows)
         q, k, v, terms = self._project(query, key, value, attn_mask, attn_bias, is_causal, cache)
-        heads = attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, **terms)
+        heads = attention(
+            q,
+            k,
+            v,
+            dropout_p=self.dropout if self.training else 0.0,
+            keys_are_finite=cache is not None and cache.finite,
+            **terms,
+        )
         output = self.out_proj(heads.transpose(1, 2).flatten(2))
         if not need_weights:
             return output

@@ -62,7 +62,7 @@ class Reader(TokenDecoder):
         tied: bool = False,
         pad_id: int = 0,
         dropout: float = 0.0,
-        activation: Activation = "relu",
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__(
             target_vocab,

@@ -86,3 +86,20 @@ def test_an_empty_cache_has_no_length():
     cache = make().new_cache()
     cache.select(torch.tensor([0]))  # before anything is kept: nothing to select
     assert cache.length == 0
+
+
+@pytest.mark.parametrize("bad", [None, "hidden", "seen"])
+def test_what_is_not_finite_is_hidden_or_shown_as_without_a_cache(bad):
+    """The look for NaN, spared where the keys are finite, is not spared where they are not."""
+    decoder, size = make().float(), 19  # enough keys for the fused kernel
+    memory, lengths = torch.randn(2, size, WIDTH), torch.tensor([19, 11])
+    mask = masks.length_mask(lengths, size)
+    if bad is not None:
+        memory[1, 15 if bad == "hidden" else 3] = float("nan")
+    x, cache = torch.randn(2, 4, WIDTH), decoder.new_cache()
+    want = decoder(x, memory, memory_mask=mask)
+    pieces = [decoder(x[:, i : i + 1], memory, memory_mask=mask, cache=cache) for i in range(4)]
+    got = torch.cat(pieces, dim=1)
+    assert got[1].isnan().all() == (bad == "seen")
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert [layer.cross.finite for layer in cache.layers] == [bad is None] * 3

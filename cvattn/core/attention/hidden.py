@@ -52,7 +52,8 @@ def add_mark(result: Tensor, mark: Tensor | None) -> Tensor:
 
 def _not_finite(x: Tensor) -> Tensor:
     """(B, heads, N, d) -> (B, heads, N): anything that is not finite."""
-    return ~x.isfinite().all(-1)
+    # 0 x NaN and 0 x infinity are NaN. Two fast passes, where isfinite() and all() are six.
+    return (x.detach() * 0).sum(-1) != 0
 
 
 def _finite(x: Tensor) -> Tensor:

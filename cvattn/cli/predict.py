@@ -28,6 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     if args.top < 1:
         raise CommandError(f"--top {args.top} must be at least 1")
     network = open_network(args.checkpoint)
+    assert isinstance(network.meta, dict)
     if "alphabet" in network.meta:
         return read_lines(open_reader(network, args.checkpoint), find_images(args.images))
     trained = as_classifier(network, args.checkpoint)

@@ -122,20 +122,20 @@ class DigitLinesData(SequenceDataModule):
         self.setup()
         if not self.longer_size:
             return {}
+        return {f"{length} digits": self._longer(length) for length in LONGER}
+
+    def _longer(self, length: int) -> SequenceBatches:
         rank, world_size = self._place()
-        return {
-            f"{length} digits": SequenceBatches(
-                lambda index, epoch, length=length: self._lines(
-                    "test", index, epoch=length, seed=_FIXED["test"], span=(length, length)
-                ),
-                lambda index, epoch: index,  # of one length, and in order
-                self.longer_size,
-                batch_size=self.eval_batch_size,
-                rank=rank,
-                world_size=world_size,
-            )
-            for length in LONGER
-        }
+        return SequenceBatches(
+            lambda index, _: self._lines(
+                "test", index, epoch=length, seed=_FIXED["test"], span=(length, length)
+            ),
+            lambda index, _: torch.full_like(index, length),
+            self.longer_size,
+            batch_size=self.eval_batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
 
     def samples(self, split: str, index: Tensor, epoch: int = 0) -> Batch:
         """Normalised images (B, 1, 32, W), widths (B,) in pixels, and target ids (B, T).

@@ -159,8 +159,8 @@ class LineFolderData(SequenceDataModule):
             raise DataError(
                 f"{len(bad)} line images cannot be used:{''.join(bad[:_MOST_SHOWN])}{more}"
             )
-        pixels = torch.cat([image.flatten() for image in self._images["train"]]).double() / 255
-        mean, std = float(pixels.mean()), max(float(pixels.std()), 1 / 255)
+        every = torch.cat([image.flatten() for image in self._images["train"]]).double() / 255
+        mean, std = float(every.mean()), max(float(every.std()), 1 / 255)
         self.info = dataclasses.replace(self.describe(), mean=(mean,), std=(std,))
         return self.info
 

@@ -21,9 +21,9 @@ class Reader(TokenDecoder):
 
     The design of TrOCR (Li et al., 2021), image in and text out of one Transformer, with a
     convolutional stem in place of patches and of pretraining (Xiao et al., "Early Convolutions Help
-    Transformers See Better", 2021). The stem's norms are over the
-    channels of each place, never over a batch or a line, and columns beyond a line's width are 0
-    before each layer: a line is read as if it were alone, whatever it is padded with.
+    Transformers See Better", 2021). The stem's norms are over the channels of each place, never
+    over a batch or a line, and columns beyond a line's width are 0 before each layer: a line is
+    read as if it were alone, whatever it is padded with.
 
     Args:
         target_vocab: number of token ids.
@@ -76,8 +76,10 @@ class Reader(TokenDecoder):
             norm_first=True,
             tied=tied,
         )
-        self.stem = nn.ModuleList(_stem([in_channels, *stem, embed_dim]))
-        high, wide = (math.prod(layer.stride[i] for layer in self.stem) for i in (0, 1))
+        layers = _stem([in_channels, *stem, embed_dim])
+        self.stem = nn.ModuleList(layers)
+        self._strides = [layer.stride[1] for layer in layers]
+        high, wide = (math.prod(layer.stride[i] for layer in layers) for i in (0, 1))
         if height < 1 or height % high:
             raise ValueError(
                 f"height={height} is not divisible by {high}, which the stem's {len(self.stem)} "
@@ -110,9 +112,9 @@ class Reader(TokenDecoder):
                 "scale them down, or fill them up with background"
             )
         x = images
-        for layer in self.stem:
+        for layer, stride in zip(self.stem, self._strides, strict=True):
             x = layer(x, widths)
-            widths = (widths + layer.stride[1] - 1) // layer.stride[1]
+            widths = (widths + stride - 1) // stride
         rows, columns = x.shape[2], x.shape[3]
         x = x.permute(0, 2, 3, 1) + self._positions(columns).to(x.dtype)
         real = _within(widths, columns)[:, None].expand(-1, rows, -1).flatten(1)
@@ -132,9 +134,9 @@ class Reader(TokenDecoder):
         return table.view(self.rows, columns, self.embed_dim)
 
 
-def _stem(channels: Sequence[int]) -> list[nn.Module]:
+def _stem(channels: Sequence[int]) -> "list[_StemLayer]":
     """Halves the line for each pair of channels; at last only its height, once more."""
-    layers: list[nn.Module] = []
+    layers: list[_StemLayer] = []
     for index, (before, after) in enumerate(itertools.pairwise(channels)):
         if index > 1:  # where few places are left for it to cost
             layers.append(_StemLayer(before, before, (1, 1)))

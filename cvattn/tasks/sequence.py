@@ -1,6 +1,7 @@
 """Learning to answer with a sequence of characters."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,7 +60,8 @@ class SequenceTask(NetworkTask):
             )
         self.alphabet = Alphabet(alphabet)
         self.max_length = max_length
-        self.measures = nn.ModuleDict({stage: self._measures() for stage in ("val", "test")})
+        vocab = len(self.alphabet)
+        self.measures = nn.ModuleDict({stage: _Measures(vocab) for stage in ("val", "test")})
 
     @property
     def shown(self) -> dict[str, str]:
@@ -69,12 +71,6 @@ class SequenceTask(NetworkTask):
             "test/token_accuracy": "tokens",
             "test/cer": "CER",
         }
-
-    def _measures(self) -> nn.ModuleDict:
-        tokens = MulticlassAccuracy(len(self.alphabet), average="micro", ignore_index=PAD)
-        return nn.ModuleDict(
-            {"accuracy": MeanMetric(), "cer": CharErrorRate(), "token_accuracy": tokens}
-        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch
@@ -114,10 +110,19 @@ class SequenceTask(NetworkTask):
         wanted = targets[:, 1:]
         # PAD where the answer was shorter; it is never right there.
         placed = F.pad(answers, (0, max(0, wanted.shape[1] - answers.shape[1])), value=PAD)
-        measures = self.measures[stage]
-        measures["accuracy"].update([float(a == b) for a, b in zip(said, truth, strict=True)])
-        measures["cer"].update(said, truth)
-        measures["token_accuracy"].update(placed[:, : wanted.shape[1]], wanted)
-        for name, metric in measures.items():
-            assert isinstance(metric, Metric)
-            self.log_epoch(f"{stage}/{name}", metric, len(targets))
+        measures = cast(_Measures, self.measures[stage])
+        measures.accuracy.update([float(a == b) for a, b in zip(said, truth, strict=True)])
+        measures.cer.update(said, truth)
+        measures.token_accuracy.update(placed[:, : wanted.shape[1]], wanted)
+        for name, metric in measures.named_children():
+            self.log_epoch(f"{stage}/{name}", cast(Metric, metric), len(targets))
+
+
+class _Measures(nn.Module):
+    """Of answers, in one stage."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__()
+        self.accuracy = MeanMetric()
+        self.cer = CharErrorRate()
+        self.token_accuracy = MulticlassAccuracy(vocab, average="micro", ignore_index=PAD)

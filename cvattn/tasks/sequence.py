@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
@@ -111,7 +112,8 @@ class SequenceTask(NetworkTask):
         # PAD where the answer was shorter; it is never right there.
         placed = F.pad(answers, (0, max(0, wanted.shape[1] - answers.shape[1])), value=PAD)
         measures = cast(_Measures, self.measures[stage])
-        measures.accuracy.update([float(a == b) for a, b in zip(said, truth, strict=True)])
+        right = [float(a == b) for a, b in zip(said, truth, strict=True)]
+        measures.accuracy.update(memory.new_tensor(right, dtype=torch.float32))
         measures.cer.update(said, truth)
         measures.token_accuracy.update(placed[:, : wanted.shape[1]], wanted)
         for name, metric in measures.named_children():

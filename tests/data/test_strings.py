@@ -96,3 +96,38 @@ def test_batches_of_an_epoch():
 def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
         StringsData(**options)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_epoch_gives_every_string_once_and_like_lengths_together(world_size):
+    from cvattn.data.sequence_data import SequenceBatches
+
+    data = StringsData()
+
+    def loader(rank: int = 0, count: int = 103) -> SequenceBatches:
+        return SequenceBatches(
+            lambda index, epoch: data.samples("train", index, epoch),
+            lambda index, epoch: data.lengths("train", index, epoch),
+            count,
+            batch_size=6,
+            train=True,
+            seed=7,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    parts = [loader(rank).batch_indices(epoch=2) for rank in range(world_size)]
+    batches = [torch.cat(step) for step in zip(*parts, strict=True)]
+    order = torch.cat(batches)
+    assert len(batches) == 17
+    assert len(order.unique()) == len(order) == 102
+    assert not torch.equal(order, torch.cat(loader().batch_indices(epoch=3)))
+    lengths = [data.lengths("train", batch, 2) for batch in batches]
+    spread = [int(each.max() - each.min()) for each in lengths]
+    assert sum(spread) / len(spread) < 2  # about 8 at random
+    means = torch.stack([each.double().mean() for each in lengths])
+    assert (means.diff() > 0).any()
+    assert (means.diff() < 0).any()  # short and long ones come in turn
+    assert len(loader(count=5).batch_indices()[0]) == -(-5 // world_size)
+    (source,), target = data.samples("train", batches[0], 2)
+    assert torch.equal(((source != PAD).sum(1) - 1), lengths[0])

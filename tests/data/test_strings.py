@@ -129,5 +129,5 @@ def test_an_epoch_gives_every_string_once_and_like_lengths_together(world_size):
     assert (means.diff() > 0).any()
     assert (means.diff() < 0).any()  # short and long ones come in turn
     assert len(loader(count=5).batch_indices()[0]) == -(-5 // world_size)
-    (source,), target = data.samples("train", batches[0], 2)
+    (source,), _ = data.samples("train", batches[0], 2)
     assert torch.equal(((source != PAD).sum(1) - 1), lengths[0])

@@ -136,7 +136,7 @@ def test_the_size_of_a_sample_is_that_of_its_padded_tensors(tmp_path):
     trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0).fit(
         task, datamodule=lists
     )
-    (source,), target = next(iter(lists.train_dataloader()))
+    (source,), target = next(iter(data().train_dataloader()))  # of epoch 0
     assert task.size == (source.shape[1], target.shape[1] - 1)
     info = lists.describe()
     assert [x.shape[1] for x in info.zeros(task.size)] == list(task.size)

@@ -51,6 +51,12 @@ SMALL = {
         "num_encoder_layers": 2,
         "num_decoder_layers": 1,
     },
+    "TimmCNN": {
+        "name": "test_resnet",
+        "num_classes": 3,
+        "small_images": True,
+        "attention": {"after": "layer2", "block": "pooled"},
+    },
     "Transformer": {
         "source_vocab": 19,
         "target_vocab": 23,

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cvattn.core.alphabet import BEGIN, END
 from cvattn.data.info import LineInfo
 from cvattn.data.sequence_data import SequenceDataModule
-from cvattn.maps import capture_attention
+from cvattn.maps import capture_attention, heat_on_image, overlay
 from cvattn.models.decoding import generate
 from cvattn.tasks import SequenceTask
 
@@ -73,20 +73,25 @@ def _strips(
     grid = figure.subplots(rows, columns, squeeze=False)
     for column, (characters, wanted) in enumerate(zip(said, truth, strict=True)):
         width = int(widths[column])
-        picture = images[column, 0, :, :width]
+        pixels = _pixels(images[column, 0, :, :width])
         for row, character in enumerate(characters):
             heat = weights[column, row].unflatten(0, network.memory_grid(images))  # type: ignore[operator]
-            heat = F.interpolate(heat[None, None], size=images.shape[-2:], mode="bilinear")[0, 0]
+            heat = heat_on_image(heat, (images.shape[-2], images.shape[-1]))
             axes = grid[row, column]
-            axes.imshow(picture.numpy(), cmap="gray")
-            axes.imshow(heat[:, :width].numpy(), cmap="inferno", alpha=0.6)
-            axes.set_title(character, fontsize=9, loc="left", x=-0.09, y=0.25)
+            axes.imshow(overlay(pixels, heat[:, :width]))
+            axes.set_ylabel(character, fontsize=10, rotation=0, ha="right", va="center")
         grid[0, column].set_xlabel(_verdict(characters, wanted), fontsize=8)
         grid[0, column].xaxis.set_label_position("top")
     for axes in grid.flat:
         _bare(axes)
     figure.suptitle("where each character was read; brighter = more", fontsize=9)
     return figure
+
+
+def _pixels(line: Tensor) -> np.ndarray:
+    """Normalised (H, W) -> uint8, from its darkest to its brightest."""
+    line = line - line.min()
+    return (255 * line / line.max().clamp_min(1e-6)).to(torch.uint8).numpy()
 
 
 def _tables(

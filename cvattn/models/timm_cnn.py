@@ -94,9 +94,9 @@ class TimmCNN(nn.Module):
                 in_chans=self.in_channels,
             )
         except Exception as error:  # the clients of the hub raise nearly anything
-            reason = str(error).strip().splitlines() or [type(error).__name__]
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ValueError(
-                f"pretrained={self.pretrained}: no weights for {self.name}: {reason[0]}. "
+                f"pretrained={self.pretrained}: {self.name} cannot take these weights: {reason}; "
                 "pretrained=FILE takes your own, pretrained=False starts from none"
             ) from error
         self.cnn.load_state_dict(source.state_dict())
@@ -106,7 +106,7 @@ class TimmCNN(nn.Module):
         from timm.models import get_pretrained_cfg_value, load_state_dict
 
         try:
-            state = load_state_dict(path)
+            state = load_state_dict(path, weights_only=True)
         except FileNotFoundError as error:
             raise ValueError(f"pretrained={path}: there is no such file") from error
         except Exception as error:  # on damaged files the unpickler raises nearly anything

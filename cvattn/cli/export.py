@@ -40,10 +40,10 @@ def run(arguments: Sequence[str]) -> int:
     fixed = args.fixed_size or hasattr(trained.network, "resample")
     names = {0: "batch"} if fixed else {0: "batch", 2: "height", 3: "width"}
     description = describe(trained, names)
-    program = export(_plain(trained.network), trained, names)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             written = Path(folder) / target.name
+            program = export(_plain(trained.network), trained, names)
             form.write(program, written, names, description)
             error = largest_error(form.open(written), trained, fixed=fixed)
             if not error <= BOUND:
@@ -53,8 +53,16 @@ def run(arguments: Sequence[str]) -> int:
                     1,
                 )
             os.replace(written, target)
+    except CommandError:
+        raise
     except OSError as failure:
         raise CommandError(f"{shown(target)} cannot be written: {failure}") from failure
+    except Exception as failure:  # tracers, exporters and runtimes complain in many ways
+        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        hint = "" if fixed else "; --fixed-size may help"
+        raise CommandError(
+            f"this network cannot be exported to {args.to}: {reason}{hint}", 1
+        ) from failure
     _report(target, trained, form, description, error=error, fixed=fixed)
     return 0
 
@@ -78,18 +86,12 @@ def export(
     """The network as operators of torch alone, with these dimensions of the images left open."""
     # What a size must fulfil is checked when the program runs, rather than now for every size.
     sizes = {index: torch.export.Dim.DYNAMIC for index in names if index > 0}
-    example = torch.zeros(2, trained.channels, *trained.image_size)
-    try:
-        return torch.export.export(
-            network,
-            (example,),
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1), **sizes},),
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
-    except Exception as error:  # whatever torch's tracer meets in a network of somebody's
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        hint = "; --fixed-size may help" if sizes else ""
-        raise CommandError(f"torch cannot export this network: {reason}{hint}", 1) from error
+    return torch.export.export(
+        network,
+        (torch.zeros(2, trained.channels, *trained.image_size),),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1), **sizes},),
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
 
 
 def largest_error(exported: Run, trained: Trained, *, fixed: bool) -> float:

@@ -138,7 +138,8 @@ def test_what_cannot_be_exported_is_said(sagan, tmp_path, capsys, monkeypatch):
     assert main(["export", *path]) == 1
     error = capsys.readouterr().err
     assert error == (
-        "error: torch cannot export this network: data-dependent; --fixed-size may help\n"
+        "error: this network cannot be exported to torchexport: data-dependent; --fixed-size may "
+        "help\n"
     )
     assert main(["export", *path, "--fixed-size"]) == 1
     assert "--fixed-size" not in capsys.readouterr().err

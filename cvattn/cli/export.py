@@ -84,7 +84,8 @@ def export(
     network: nn.Module, trained: Trained, names: dict[int, str]
 ) -> torch.export.ExportedProgram:
     """The network as operators of torch alone, with these dimensions of the images left open."""
-    # What a size must fulfil is checked when the program runs, rather than now for every size.
+    # What a size must fulfil is checked when the program runs, rather than now for every size. With
+    # torch 2.10 sides of pooled maps stay as even or odd as here, which the checks of sizes find.
     sizes = {index: torch.export.Dim.DYNAMIC for index in names if index > 0}
     return torch.export.export(
         network,

@@ -74,7 +74,9 @@ def _write_torchexport(
 
 
 def _open_torchexport(path: Path) -> Run:
-    module = torch.export.load(path).module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.10's own, about memory that is only read
+        module = torch.export.load(path).module()
 
     def logits(images: Tensor) -> Tensor:
         with torch.inference_mode():

@@ -13,6 +13,7 @@ from cvattn import SAGANClassifier
 from cvattn.cli import export, main
 from cvattn.models import TimmCNN
 
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.10
 TIMM = {"name": "test_resnet", "num_classes": 10, "small_images": True}
 TIMM |= {"attention": {"after": ["layer2", "layer3"]}}
 

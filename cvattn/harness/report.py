@@ -64,7 +64,7 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
         table.add_column(name, justify="right")
     table.add_row(*cells.values())
     if summary["gamma"]:
-        gammas = (f"{name} {gamma:.3f}" for name, gamma in summary["gamma"].items())
+        gammas = (f"{name} {gamma:.3g}" for name, gamma in summary["gamma"].items())
         table.caption, table.caption_justify = f"gamma: {', '.join(gammas)}", "left"
     console.print(table)
     for name, found in summary.get("further_tests", {}).items():

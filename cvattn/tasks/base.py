@@ -5,6 +5,7 @@ import math
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from cvattn.tasks.optimisation import OptimizerFactory, parameter_groups, warmup_cosine
@@ -54,8 +55,12 @@ class NetworkTask(pl.LightningModule):
         """
         self.log(name, value, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
 
+    def make_optimizer(self) -> Optimizer:
+        """With the learning rates that the schedule starts from."""
+        return self.optimizer(parameter_groups(self.network))
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer(parameter_groups(self.network))
+        optimizer = self.make_optimizer()
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise ValueError(

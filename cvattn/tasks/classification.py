@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from cvattn.data import views_of
@@ -24,6 +25,8 @@ class ClassificationTask(NetworkTask):
         network: images (B, C, H, W) -> logits (B, num_classes).
         num_classes: number of classes.
         optimizer, warmup, final, label_smoothing: as in :class:`NetworkTask`.
+        inserted_lr: factor on the learning rate of inserted attention blocks, which are new where
+            the network around them may be trained already.
         mixup, cutmix: see :func:`cvattn.tasks.mixing.mixing`; the training accuracy then counts
             the class of which there is most in an image.
         resizing: phases of smaller training images (:class:`ProgressiveResizing`).
@@ -42,6 +45,7 @@ class ClassificationTask(NetworkTask):
         optimizer: OptimizerFactory,
         warmup: float = 0.1,
         final: float = 0.0,
+        inserted_lr: float = 1.0,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -56,6 +60,7 @@ class ClassificationTask(NetworkTask):
             final=final,
             label_smoothing=label_smoothing,
         )
+        self.inserted_lr = inserted_lr
         self.mixing = mixing(mixup, cutmix, num_classes)
         self.resizing = ProgressiveResizing(resizing)
         self.test_views = test_views
@@ -112,3 +117,10 @@ class ClassificationTask(NetworkTask):
         classes = labels.argmax(-1) if labels.ndim == 2 else labels
         accuracy.update(logits.detach(), classes)
         self.log_epoch(name, accuracy, len(labels))
+
+    def make_optimizer(self) -> Optimizer:
+        optimizer = super().make_optimizer()
+        for group in optimizer.param_groups:
+            if group.get("inserted"):
+                group["lr"] *= self.inserted_lr
+        return optimizer

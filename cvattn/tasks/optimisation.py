@@ -7,19 +7,27 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from cvattn.blocks import split_parameters
+
 # A partial optimiser, as `_partial_: true` makes it: takes the groups, returns the optimiser.
 OptimizerFactory = Callable[[list[dict]], Optimizer]
 
 
 def parameter_groups(network: nn.Module) -> list[dict]:
-    """Up to three groups, each with a ``role`` that an optimiser may go by (:class:`Muon` does).
+    """Groups, each with a ``role`` that an optimiser may go by (:class:`Muon` does).
 
     - "vector", with ``weight_decay = 0``: everything with fewer than 2 dimensions (biases, norms,
       gamma, class token), and what a module lists in ``no_weight_decay`` (positions);
     - "head": the other tensors of ``network.head``, and embeddings;
     - "hidden": the filters and matrices in between.
+
+    Those of inserted attention blocks are apart from the others of their role, with ``inserted =
+    True``.
     """
-    roles: dict[str, list[nn.Parameter]] = {"hidden": [], "head": [], "vector": []}
+    new = {id(parameter) for parameter in split_parameters(network)[0]}
+    found: dict[tuple[bool, str], list[nn.Parameter]] = {
+        (inserted, role): [] for inserted in (False, True) for role in ("hidden", "head", "vector")
+    }
     seen: set[int] = set()
     for path, module in network.named_modules():
         exempt = getattr(module, "no_weight_decay", ())
@@ -30,9 +38,14 @@ def parameter_groups(network: nn.Module) -> list[dict]:
                 continue
             seen.add(id(parameter))
             vector = parameter.ndim < 2 or name in exempt
-            roles["vector" if vector else "head" if ends else "hidden"].append(parameter)
-    groups: list[dict] = [{"params": found, "role": role} for role, found in roles.items()]
-    groups[-1]["weight_decay"] = 0.0
+            role = "vector" if vector else "head" if ends else "hidden"
+            found[id(parameter) in new, role].append(parameter)
+    groups = []
+    for (inserted, role), parameters in found.items():
+        group: dict = {"params": parameters, "role": role}
+        group |= {"weight_decay": 0.0} if role == "vector" else {}
+        group |= {"inserted": True} if inserted else {}
+        groups.append(group)
     return [group for group in groups if group["params"]]
 
 

@@ -30,7 +30,7 @@ def test_from_weights_of_a_file_to_the_gamma_of_each_block(composed, run, tmp_pa
     blocks = ["cnn.layer2.inserted_attention", "cnn.layer3.0.inserted_attention"]
     assert sorted(summary["gamma"]) == blocks
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"gamma: {blocks[0]} {summary['gamma'][blocks[0]]:.3f}, {blocks[1]}" in printed
+    assert f"gamma: {blocks[0]} {summary['gamma'][blocks[0]]:.3g}, {blocks[1]}" in printed
     assert (tmp_path / "run" / "attention.png").read_bytes().startswith(b"\x89PNG")
 
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -45,6 +45,7 @@ def test_from_weights_of_a_file_to_the_gamma_of_each_block(composed, run, tmp_pa
     again = assemble(composed(["model=timm", f"ckpt_path={last}", "trainer.max_epochs=2"]))
     assert again.done == 1
     assert again.resolved["model"]["pretrained"] == str(weights)
+    assert again.task.inserted_lr == 1.0
 
 
 WRONG = [

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
+from cvattn.blocks import SelfAttention2d, insert_attention
 from cvattn.tasks import ClassificationTask
 
 pytestmark = pytest.mark.filterwarnings(
@@ -83,6 +84,33 @@ def test_training_lowers_the_loss_and_the_schedule_ends_at_zero(tmp_path):
     after = F.cross_entropy(task.network(data.batches[0][0]), data.batches[0][1]).item()
     assert after < before - 0.3
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_inserted_blocks_learn_at_a_rate_of_their_own(tmp_path):
+    """They and nobody else move ten times as far, in a first step without warm-up."""
+
+    def moved(inserted_lr):
+        torch.manual_seed(3)
+        network = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Flatten(), nn.Linear(120, 4))
+        insert_attention(network, after="0", block=partial(SelfAttention2d, gamma_init=0.7))
+        before = {name: value.detach().clone() for name, value in network.named_parameters()}
+        task = ClassificationTask(
+            network,
+            num_classes=4,
+            optimizer=partial(torch.optim.SGD, lr=0.01),
+            warmup=0.0,
+            inserted_lr=inserted_lr,
+        )
+        run = trainer(tmp_path, max_steps=1, limit_train_batches=1, limit_val_batches=0)
+        run.fit(task, datamodule=Lists())
+        return {name: value.detach() - before[name] for name, value in network.named_parameters()}
+
+    plain, faster = moved(1.0), moved(10.0)
+    for name in plain:
+        if not name.endswith("key.bias"):  # it moves all scores of a query alike: no gradient
+            assert plain[name].abs().max() > 0, name
+            times = 10 if "inserted_attention" in name else 1
+            torch.testing.assert_close(faster[name], times * plain[name], rtol=1e-3, atol=1e-7)
 
 
 def test_a_schedule_without_an_end_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from cvattn.blocks import insert_attention
 from cvattn.core.positions import LearnedGridPositions
 from cvattn.models import SAGANClassifier, Transformer, VisionTransformer
 from cvattn.tasks.optimisation import parameter_groups, warmup_cosine
@@ -38,6 +39,21 @@ def test_the_trained_parameters_of_a_cnn():
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
     assert set.union(*found.values()) == trained
     assert "layers.stem.0.weight" not in trained
+
+
+def test_inserted_blocks_are_apart():
+    network = insert_attention(SAGANClassifier(5, attention="none"), after="layers.stage1")
+    groups = parameter_groups(network)
+    apart = [group for group in groups if group.get("inserted")]
+    assert [(group["role"], group.get("weight_decay")) for group in apart] == [
+        ("hidden", None),
+        ("vector", 0.0),
+    ]
+    found = set.union(*(names(network, group) for group in apart))
+    assert found == {name for name, _ in network.named_parameters() if "inserted" in name}
+    others = set.union(*(names(network, g) for g in groups if not g.get("inserted")))
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert others == trained - found
 
 
 def test_timm_says_by_a_method_what_is_not_decayed():

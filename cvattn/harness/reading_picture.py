@@ -9,19 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from cvattn.core.alphabet import BEGIN, END
+from cvattn.core.alphabet import BEGIN, END, PAD
 from cvattn.data.info import LineInfo
 from cvattn.data.sequence_data import SequenceDataModule
 from cvattn.maps import capture_attention, heat_on_image, overlay
 from cvattn.models.decoding import generate
 from cvattn.tasks import SequenceTask
 
+_CHOICE = 24  # samples of which the longest are shown
 _LINES, _STRINGS = 3, 4
 _END_SIGN = "end"
 
 
 def draw_reading(task: SequenceTask, data: SequenceDataModule, path: Path) -> None:
-    """Of a few test samples -> a PNG: a strip of pictures for each line, a table for each string.
+    """Of the longest of some test samples: a strip of pictures for a line, a table for a string.
 
     The weights are the last decoder layer's, mean over heads.
 
@@ -29,8 +30,10 @@ def draw_reading(task: SequenceTask, data: SequenceDataModule, path: Path) -> No
         task: its network is in eval mode.
     """
     info = data.describe()
-    inputs, targets = data.examples(_LINES if isinstance(info, LineInfo) else _STRINGS, "test")
-    inputs = tuple(given.to(task.device) for given in inputs)
+    inputs, targets = data.examples(_CHOICE, "test")
+    longest = (targets != PAD).sum(1).argsort(descending=True, stable=True)
+    chosen = longest[: _LINES if isinstance(info, LineInfo) else _STRINGS]
+    inputs, targets = tuple(given[chosen].to(task.device) for given in inputs), targets[chosen]
     answers, weights = watch(task.network, inputs, max_length=info.max_length)
     said = [_characters(row, task) for row in answers.tolist()]
     truth = [task.alphabet.decode(row) for row in targets.tolist()]

@@ -228,3 +228,22 @@ def test_refused():
         beam_search(Table(1, 0), first(1), 0, max_length=3)
     with pytest.raises(ValueError, match=r"length_penalty=-0\.5"):
         beam_search(Table(1, 0), first(1), 2, max_length=3, length_penalty=-0.5)
+
+
+def test_a_longer_answer_may_still_become_better():
+    """END or A with probability 1/2 each; after A comes A until four have come, then END."""
+
+    def step(tokens: Tensor, rows: Tensor | None) -> Tensor:
+        logits = torch.full((len(tokens), VOCAB), -torch.inf)
+        step.length += 1
+        if step.length == 1:
+            logits[:, [END, 3]] = 0.0
+        else:
+            logits[:, 3 if step.length <= 4 else END] = 0.0
+        return logits
+
+    for penalty, want in ((0.0, (END,)), (2.0, (3, 3, 3, 3, END))):
+        step.length = 0
+        found = beam_search(step, first(2), 2, max_length=6, length_penalty=penalty)
+        assert {cut(row) for row in found.tokens} == {want}
+        torch.testing.assert_close(found.log_probs, torch.full((2,), math.log(0.5)))

@@ -155,7 +155,8 @@ def load(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
 
     Returns:
         The network, with ``.meta``: a dict with "classes", "mean", "std", "image_size", "channels"
-        and "config" (the run's resolved configuration).
+        and "config" (the run's resolved configuration). A network that answers with characters has
+        "alphabet" and "max_length"; if it reads lines, "height", "mean" and "std" too.
 
     Raises:
         FileNotFoundError, CheckpointError: as in :func:`read`, or weights that do not fit.

@@ -1,5 +1,6 @@
 """Where a network looks while it writes: cross-attention for each character of its answers."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,10 @@ def draw_reading(task: SequenceTask, data: SequenceDataModule, path: Path) -> No
     else:
         sources = [[*task.alphabet.decode(row), _END_SIGN] for row in inputs[0].tolist()]
         figure = _tables(sources, said, truth, weights)
-    figure.savefig(path, dpi=130)
+    with warnings.catch_warnings():
+        # Of a character that the font has not, a box is drawn, which is enough here.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, dpi=130)
 
 
 def watch(

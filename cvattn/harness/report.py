@@ -67,9 +67,13 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
         gammas = (f"{name} {gamma:.3g}" for name, gamma in summary["gamma"].items())
         table.caption, table.caption_justify = f"gamma: {', '.join(gammas)}", "left"
     console.print(table)
-    for name, found in summary.get("further_tests", {}).items():
-        shown = ", ".join(f"{key} {_percent(found[key])}" for key in ("accuracy", "cer"))
-        console.print(f"{name}: {shown}")
+    for title, found in summary.get("further_tests", {}).items():
+        shown = {
+            name.removeprefix("test "): _percent(found.get(metric.removeprefix("test/")))
+            for metric, name in run.task.shown.items()
+            if metric.startswith("test/")
+        }
+        console.print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
     for note in run.notes:
         console.print(note)
     folder = short(run_dir)

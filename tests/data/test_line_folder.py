@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lines import draw, write_lines, write_part
+from line_images import draw, write_lines, write_part
 from omegaconf import OmegaConf
 from PIL import Image
 

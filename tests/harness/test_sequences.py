@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from line_images import write_lines
 from omegaconf import OmegaConf
 from runs import CONF
 
@@ -108,8 +109,30 @@ def test_lines_from_end_to_end(run, tmp_path, capsys):
     assert network.meta["height"] == 32
     assert len(network.meta["mean"]) == 1
     printed = capsys.readouterr().out
-    assert "9 digits: accuracy" in printed
+    assert "9 digits: exact" in printed
     assert "predict" in printed
+
+
+def test_a_users_own_lines_from_end_to_end(run, tmp_path, capsys):
+    """From a folder to what the trained network reads in one of its files."""
+    from cvattn.cli import main
+
+    root = write_lines(tmp_path / "mine")
+    small = [option for option in SMALL if not option.startswith("data.")]
+    small += ["recipe.batch_size=5", "model.stem=[4,6]", "data.height=16"]
+    run(["model=reader", "data=line_folder", f"data.root={root}", *small])
+    summary = summary_of(tmp_path)
+    assert summary["data"]["name"] == "line_folder"
+    assert summary["lines"] == 20
+    assert "further_tests" not in summary
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert "".join(cvattn.load(last).meta["alphabet"]) == "aé界"
+    capsys.readouterr()
+    assert main(["predict", str(last), str(root / "test" / "t1.png")]) == 0
+    assert capsys.readouterr().out.startswith(str(root / "test" / "t1.png"))
+    (root / "test" / "transcripts.txt").write_text("t1.png\tx\n")
+    with pytest.raises(ConfigError, match=r"data: .*t1\.png: character 'x'"):
+        run(["model=reader", "data=line_folder", f"data.root={root}", *small])
 
 
 def test_continuing_equals_never_stopping(run, composed, tmp_path):

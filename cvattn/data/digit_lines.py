@@ -1,27 +1,25 @@
 """Lines of scanned handwritten digits: real scans, in rows that are made when they are needed."""
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cvattn.core.alphabet import BEGIN, END, FIRST, PAD
 from cvattn.data.checks import check_int, check_number
 from cvattn.data.counter import Stream, bits, integers, uniform
 from cvattn.data.digits import DigitsData
 from cvattn.data.info import LineInfo
+from cvattn.data.line_drawing import HEIGHT, draw_digits, lay_out
 from cvattn.data.loader import Batches
 from cvattn.data.sequence_data import Batch, SequenceBatches, SequenceDataModule
 
-HEIGHT, WIDTH = 32, 256  # of the canvas that 8 digits fit on
+WIDTH = 256  # of the canvas that 8 digits fit on
 # Of 4,000 training lines of 1 to 8 digits; a test measures them again.
 MEAN, STD = 0.2593, 0.3046
 LONGER = range(9, 13)  # lengths that are tested beside those that are trained on
 _SLOTS = LONGER.stop  # numbers the digits of different lines apart
-_PATCH = 40  # side of the square that a digit is drawn on
 _MARGIN = 10  # most empty columns before the first digit and behind the last
 _NOISE = 1 << 16  # noisy pixels that are kept ready
 # Validation and test lines never change, whatever the run's seed: each set has a seed of its own.
@@ -189,7 +187,7 @@ class DigitLinesData(SequenceDataModule):
             return largest * (2 * uniform(seed, epoch, number, stream) - 1)
 
         chosen = integers(seed, epoch, number, Stream.SCAN, high=len(scans))
-        drawn = _drawn(
+        drawn = draw_digits(
             scans[chosen[real]],
             size[real],
             around(Stream.ROTATION, self.rotation)[real],
@@ -197,7 +195,7 @@ class DigitLinesData(SequenceDataModule):
             (centre - centre.floor())[real],
         )
         longest = -(-int(widths.max()) // 32) * 32
-        images = _laid_out(drawn, real, centre.floor().long(), longest)
+        images = lay_out(drawn, real, centre.floor().long(), longest)
         images = self._noisy(images, seed, epoch, index).clamp_(0, 255).round_()
         beyond = torch.arange(longest) >= widths[:, None]
         images = images.masked_fill(beyond[:, None, None], 0.0)
@@ -215,41 +213,6 @@ class DigitLinesData(SequenceDataModule):
         place = torch.arange(HEIGHT)[:, None] * 997 + torch.arange(images.shape[-1])
         noise = self._noise_table[(start + place) & (_NOISE - 1)]
         return images + self.noise * noise[:, None]
-
-
-def _drawn(scans: Tensor, size: Tensor, degrees: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """(n, 1, 32, 32), parameters (n,) -> (n, 32, _PATCH): each on black, as high as a line."""
-    # Sine and cosine in float64, as in cvattn.data.augment.Affine: they then round to the same
-    # float32 whatever else is in the batch.
-    angle = degrees * (math.pi / 180)
-    # grid_sample's range of -1..1 is the whole scan, which is ``size`` pixels wide here.
-    cosine, sine = (
-        (2 * part(angle) / size).float()[:, None, None] for part in (torch.cos, torch.sin)
-    )
-    y = (torch.arange(HEIGHT) - (HEIGHT - 1) / 2)[:, None] - down.float()[:, None, None]
-    x = (torch.arange(_PATCH) - _PATCH // 2) - right.float()[:, None, None]
-    grid = torch.stack((x * cosine + y * sine, y * cosine - x * sine), dim=-1)
-    return F.grid_sample(scans, grid, padding_mode="zeros", align_corners=False)[:, 0]
-
-
-def _laid_out(drawn: Tensor, real: Tensor, centre: Tensor, width: int) -> Tensor:
-    """Digits (n, 32, _PATCH), one for each True of ``real`` (B, slots) -> lines (B, 1, 32, width).
-
-    Where two overlap the brighter pixel is seen. ``centre``: the column of a patch's middle.
-    """
-    batch = len(real)
-    # A border takes what lies outside.
-    canvas = drawn.new_zeros(batch, HEIGHT, width + 2 * _PATCH)
-    number = (real.flatten().cumsum(0) - 1).view(real.shape)
-    for slot in range(real.shape[1]):
-        lines = real[:, slot].nonzero()[:, 0]
-        patches = drawn[number[lines, slot]]
-        columns = (centre[lines, slot, None] + _PATCH // 2 + torch.arange(_PATCH))[:, None]
-        columns = columns.expand(-1, HEIGHT, -1)
-        part = canvas[lines]
-        part.scatter_(2, columns, torch.maximum(part.gather(2, columns), patches))
-        canvas[lines] = part
-    return canvas[:, None, :, _PATCH : _PATCH + width]
 
 
 def _check_range(

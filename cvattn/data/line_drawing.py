@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 HEIGHT = 32  # of a line, in pixels
-_PATCH = 40  # side of the square that a digit is drawn on
+_PATCH = 40  # width of the picture that a digit is drawn on
 
 
 def draw_digits(

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "decoding.py"
 
 
+@pytest.mark.slow
 def test_quick_leaves_rows(tmp_path):
     output = tmp_path / "rows.csv"
     command = [sys.executable, str(SCRIPT), "--quick", "--rounds", "2", "--output", str(output)]

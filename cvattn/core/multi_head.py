@@ -107,14 +107,9 @@ class MultiHeadAttention(nn.Module):
         """
         check_rows_wanted(need_weights, rows)
         q, k, v, terms = self._project(query, key, value, attn_mask, attn_bias, is_causal, cache)
-        heads = attention(
-            q,
-            k,
-            v,
-            dropout_p=self.dropout if self.training else 0.0,
-            keys_are_finite=cache is not None and cache.finite,
-            **terms,
-        )
+        dropout = self.dropout if self.training else 0.0
+        finite = cache is not None and cache.finite
+        heads = attention(q, k, v, dropout_p=dropout, keys_are_finite=finite, **terms)
         output = self.out_proj(heads.transpose(1, 2).flatten(2))
         if not need_weights:
             return output
@@ -128,7 +123,7 @@ class MultiHeadAttention(nn.Module):
         attn_mask: Tensor | None,
         attn_bias: Tensor | None,
         is_causal: bool,
-        cache: KeyValues | None,
+        cache: KeyValues | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, dict]:
         key = query if key is None else key
         value = key if value is None else value

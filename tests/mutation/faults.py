@@ -61,8 +61,8 @@ FAULTS = (
     Fault(
         "dropout in eval",
         "core/multi_head.py",
-        "dropout_p=self.dropout if self.training else 0.0",
-        "dropout_p=self.dropout",
+        "dropout = self.dropout if self.training else 0.0",
+        "dropout = self.dropout",
         ("core/test_multi_head.py::test_trap_08_dropout_is_for_training_alone",),
     ),
     # Masks

@@ -36,8 +36,9 @@ from cvattn.harness.csv_log import read_metrics
 
 COLUMNS = (
     *("run", "seed", "command", "data", "test_accuracy", "test_accuracy_views", "views"),
-    *("val_accuracy", "trained_on_val", "gamma", "val_accuracy_gamma_0"),
-    *("minutes", "pflop", "images_per_second", "epochs", "parameters", "macs_per_image"),
+    *("test_cer", "further_tests", "val_accuracy", "trained_on_val", "gamma"),
+    *("val_accuracy_gamma_0", "minutes", "pflop", "sample", "samples_per_second", "epochs"),
+    *("parameters", "macs_per_sample"),
     *("precision", "cpu", "cores", "bf16_instructions", "torch", "commit", "date"),
 )
 CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
@@ -168,7 +169,8 @@ def row_of(job: Job, folder: Path) -> dict[str, object]:
     """What is written down of a finished run."""
     summary = json.loads((folder / "summary.json").read_text())
     facts = machine.facts()
-    gammas = summary["gamma"]
+    gammas, unit = summary["gamma"], summary["data"]["unit"]
+    further = summary.get("further_tests", {})
     return {
         "run": job.run,
         "seed": job.seed,
@@ -176,14 +178,18 @@ def row_of(job: Job, folder: Path) -> dict[str, object]:
         "data": summary["data"]["label"],
         "test_accuracy": summary["test"].get("accuracy", ""),
         "test_accuracy_views": summary["test"].get("accuracy_views", ""),
-        "views": summary["test_views"],
+        "views": summary.get("test_views", ""),
+        "test_cer": summary["test"].get("cer", ""),
+        "further_tests": "; ".join(f"{k}: {v['accuracy']:.4f}" for k, v in further.items()),
         "val_accuracy": summary["val"]["accuracy"],
         "trained_on_val": summary["data"]["train_on_val"],
         "gamma": " ".join(f"{value:.4f}" for value in gammas.values()),
         "val_accuracy_gamma_0": accuracy_without_gamma(folder) if gammas else "",
-        **{key: summary[key] for key in ("pflop", "epochs", "parameters", "macs_per_image")},
+        **{key: summary[key] for key in ("pflop", "epochs", "parameters")},
+        "sample": unit,
+        "macs_per_sample": summary[f"macs_per_{unit}"],
         "minutes": f"{summary['minutes']:.2f}",
-        "images_per_second": f"{summary['images_per_second']:.0f}",
+        "samples_per_second": f"{summary[f'{unit}s_per_second']:.0f}",
         "precision": summary["precision"],
         **{key: facts[key] for key in ("cpu", "bf16_instructions", "torch", "date")},
         "cores": machine.cores(),

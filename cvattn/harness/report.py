@@ -97,6 +97,7 @@ def facts(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
         "data": {
             "name": info.name,
             "label": pixels(info),
+            "unit": info.unit,
             "source": info.source,
             "official_pixels": info.official_pixels,
             "fingerprint": info.fingerprint,

@@ -33,18 +33,28 @@ class Reading:
 
     def __call__(self, pixels: np.ndarray) -> tuple[str, float]:
         """uint8 (height, W) -> what is written there, and the probability of all of it."""
+        _, text, probability = self.answer(*self.inputs(pixels, pixels.shape[1]))
+        return text, probability
+
+    def inputs(self, pixels: np.ndarray, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 (height, W), a line in the first ``width`` columns -> what the network takes."""
+        image = (torch.from_numpy(pixels).float() / 255 - self.mean) / self.std
+        return image[None, None], torch.tensor([width])
+
+    def answer(self, image: torch.Tensor, widths: torch.Tensor) -> tuple[list[int], str, float]:
+        """The tokens of the answer, END included, its text, and the probability of all of it."""
         from cvattn.models.decoding import generate
 
-        image = (torch.from_numpy(pixels).float() / 255 - self.mean) / self.std
         found = generate(
             self.network,  # type: ignore[arg-type]
-            image[None, None],
-            torch.tensor([image.shape[1]]),
+            image,
+            widths,
             max_length=self.max_length,
         )
         if not math.isfinite(found.log_probs.item()):
             raise CommandError("the network gives values that are not finite: it is of no use", 1)
-        return self.alphabet.decode(found.tokens[0].tolist()), math.exp(found.log_probs.item())
+        tokens = found.tokens[0].tolist()
+        return tokens, self.alphabet.decode(tokens), math.exp(found.log_probs.item())
 
 
 def open_reader(network: nn.Module, path: str) -> Reading:

@@ -163,7 +163,7 @@ class LineInfo(Facts):
     std: tuple[float, ...]
 
     unit: ClassVar[str] = "line"
-    commands: ClassVar[tuple[str, ...]] = ("predict {} LINE.png",)
+    commands: ClassVar[tuple[str, ...]] = ("predict {} LINE.png", "explore {}")
 
     @property
     def size(self) -> tuple[int, ...]:

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from small_networks import DIGITS, SAGAN, VIT, write
+from PIL import Image
+from small_networks import DIGITS, READER, READER_META, SAGAN, VIT, write
 from torch import nn
 
-from cvattn import SAGANClassifier, VisionTransformer
+from cvattn import SAGANClassifier, VisionTransformer, checkpoint
 from cvattn.data import DigitsData
+from cvattn.models import Reader
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +32,27 @@ def vit_7x13(tmp_path_factory) -> tuple[Path, nn.Module]:
     meta = {"classes": ["a cat", "dog", "[b]eel"], "mean": [0.4], "std": [0.25]}
     meta |= {"image_size": [7, 13], "channels": 1}
     return path, write(path, VisionTransformer, args, meta)
+
+
+@pytest.fixture
+def reader(tmp_path) -> tuple[Path, nn.Module]:
+    """A reader of three characters, with random weights."""
+    torch.manual_seed(11)
+    network = Reader(**READER).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    path = tmp_path / "reader.ckpt"
+    checkpoint.save(path, network, args=READER, meta=READER_META)
+    return path, network
+
+
+@pytest.fixture
+def lines(tmp_path) -> list[tuple[Path, np.ndarray]]:
+    """Images of lines, 32 pixels high and 9, 40 and 71 wide."""
+    found = []
+    for i, width in enumerate((9, 40, 71)):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, width), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        found.append((tmp_path / f"{i}.png", pixels))
+    return found

@@ -24,6 +24,8 @@ VIT = {
     "ffn_dim": 17,
     "num_layers": 2,
 }
+READER = {"target_vocab": 6, "embed_dim": 12, "num_heads": 3, "ffn_dim": 17, "stem": [4, 6]}
+READER_META = {"alphabet": list("aé界"), "max_length": 7, "height": 32, "mean": [0.3], "std": [0.4]}
 
 
 def write(path, cls, args, meta, images=None):

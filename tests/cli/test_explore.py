@@ -1,14 +1,12 @@
 """``cvattn explore``: the numbers in the page are those that capture_attention gives."""
 
-import base64
-import json
 import re
-import zlib
 
 import numpy as np
 import pytest
 import torch
 from oracles import assert_near
+from pages import content, weights_in
 from PIL import Image
 from small_networks import SAGAN, VIT, write
 
@@ -17,31 +15,6 @@ from cvattn.cli import main
 from cvattn.cli.explorer.look import POSITIONS, choose_grids, coarser, look
 from cvattn.maps import attention_distance, attention_entropy, attention_rollout
 from cvattn.maps.grids import Layout
-
-
-def content(path) -> dict:
-    text = path.read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script id="content"[^>]*>(.*?)</script>', text, re.S)[1])
-
-
-def weights_in(page: dict, image: int) -> dict[str, np.ndarray]:
-    """{block: (heads, rows, keys)}, read as the page's script reads them."""
-    raw = zlib.decompress(base64.b64decode(page["images"][image]["weights"]))
-    rows = [b["num_prefix_tokens"] + b["grid"][0] * b["grid"][1] for b in page["blocks"]]
-    counts = [b["num_heads"] * r for b, r in zip(page["blocks"], rows, strict=True)]
-    peaks = np.frombuffer(raw, "<f4", sum(counts))
-    at = 8 * sum(counts)  # behind the peaks and the prefix shares
-    found = {}
-    for index, (block, count) in enumerate(zip(page["blocks"], counts, strict=True)):
-        keys = block["grid"][0] * block["grid"][1]
-        shares = np.frombuffer(raw, np.uint8, count * keys, at).reshape(
-            block["num_heads"], -1, keys
-        )
-        at += count * keys
-        peak = peaks[sum(counts[:index]) :][:count].reshape(block["num_heads"], -1, 1)
-        found[block["name"]] = shares / 255 * peak
-    assert at == len(raw)
-    return found
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from pages import content, weights_in
 from small_networks import DIGITS, VIT, write
 
 from cvattn import VisionTransformer, capture_attention
@@ -199,3 +200,37 @@ def test_a_sagan_block_shows_its_gamma(browser, sagan, tmp_path):
     want = weights[0, 0, (side // 2) * side + side // 2].double().numpy()
     assert abs(heat(browser) - want).max() <= want.max() / 255
     assert browser.get_log("browser") == []
+
+
+def test_a_reader_shows_where_each_character_was_read(browser, reader, lines, tmp_path):
+    page, files = tmp_path / "page.html", [str(file) for file, _ in lines[1:]]
+    assert main(["explore", str(reader[0]), *files, "-o", str(page)]) == 0
+    entries = content(page)
+    browser.get(page.as_uri())
+    browser.execute_async_script("explorer.ready.then(arguments[0])")
+    press(browser, "]")  # the second layer
+    maps = weights_in(entries, 0)["decoder.layers.1.cross_attn"].mean(0)
+    characters = entries["images"][0]["characters"]
+    buttons = browser.find_elements(By.CSS_SELECTOR, "#queries button")
+    assert [button.text for button in buttons] == characters
+    for index, button in enumerate(buttons[:3]):
+        button.click()
+        assert abs(heat(browser) - maps[index]).max() < 1e-6
+    press(browser, Keys.TAB)
+    browser.execute_script("document.getElementById('stage').focus()")
+    press(browser, Keys.ARROW_LEFT)
+    assert browser.execute_script("return explorer.state.character") == min(1, len(buttons) - 2)
+    columns = entries["blocks"][0]["grid"][1]
+    column = 2
+    stage = browser.find_element(By.ID, "stage")
+    side = stage.rect["width"] / columns
+    ActionChains(browser).move_to_element_with_offset(
+        stage, round((column + 0.5 - columns / 2) * side), 0
+    ).perform()
+    wanted = maps.reshape(len(characters), -1, columns).sum(1)[:, column].argmax()
+    assert browser.execute_script("return explorer.state.character") == wanted
+    press(browser, "n")
+    browser.execute_async_script("setTimeout(arguments[0], 300)")
+    buttons = browser.find_elements(By.CSS_SELECTOR, "#queries button")
+    assert [button.text for button in buttons] == entries["images"][1]["characters"]
+    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []

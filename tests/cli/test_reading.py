@@ -3,40 +3,15 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
+from small_networks import READER, READER_META
 
 from cvattn import checkpoint
 from cvattn.cli import main
 from cvattn.core import Alphabet
 from cvattn.core.alphabet import BEGIN, END, PAD
-from cvattn.models import Reader, Transformer
-
-ARGS = {"target_vocab": 6, "embed_dim": 12, "num_heads": 3, "ffn_dim": 17, "stem": [4, 6]}
-META = {"alphabet": list("aé界"), "max_length": 7, "height": 32, "mean": [0.3], "std": [0.4]}
-
-
-@pytest.fixture
-def reader(tmp_path):
-    torch.manual_seed(11)
-    network = Reader(**ARGS).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
-    path = tmp_path / "reader.ckpt"
-    checkpoint.save(path, network, args=ARGS, meta=META)
-    return path, network
-
-
-@pytest.fixture
-def lines(tmp_path):
-    found = []
-    for i, width in enumerate((9, 40, 71)):
-        pixels = np.random.default_rng(i).integers(0, 256, (32, width), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-        found.append((tmp_path / f"{i}.png", pixels))
-    return found
+from cvattn.models import Transformer
 
 
 def by_hand(network, pixels):
@@ -92,6 +67,6 @@ def test_a_reader_is_no_classifier(reader, capsys):
 
 def test_a_damaged_description(reader, lines, capsys):
     path, network = reader
-    checkpoint.save(path, network, args=ARGS, meta={**META, "mean": [0.3, 0.3]})
+    checkpoint.save(path, network, args=READER, meta={**READER_META, "mean": [0.3, 0.3]})
     assert main(["predict", str(path), str(lines[0][0])]) == 2
     assert "its description cannot be used" in capsys.readouterr().err

@@ -33,8 +33,10 @@ class Block:
         grid: (H, W) that is shown, of queries and keys alike.
         full: (H, W) that the block has; larger than ``grid`` where weights were pooled.
         num_prefix_tokens: queries before those of the grid.
+        reads: queries are the characters of the answer, and none of the grid.
         gamma: of a SAGAN block, else None.
-        entropy, distance: for each head, over all images; nats, steps of ``full``.
+        entropy, distance: for each head, over all images; nats, steps of ``full``. Characters are
+            no distance away from anything: none then.
     """
 
     name: str
@@ -45,11 +47,13 @@ class Block:
     gamma: float | None
     entropy: list[float]
     distance: list[float]
+    reads: bool = False
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One block's weights for one image; a row is a query: prefix tokens first, then the grid.
+    """One block's weights for one image; a row is a query: prefix tokens first, then the grid; or
+    the characters.
 
     Attributes:
         shares: (heads, rows, keys) uint8; 255 = the row's largest weight on the grid.
@@ -153,7 +157,12 @@ def _seen(maps: AttentionMaps, name: str, grid: tuple[int, int]) -> Seen:
     weights = maps.on_grid(name)[0].double()  # (heads, prefix + queries, H, W)
     if grid != layout.query_grid:
         weights = coarser(weights, layout, grid)
-    shares = weights.flatten(2)
+    return in_bytes(weights)
+
+
+def in_bytes(pictures: Tensor) -> Seen:
+    """(heads, rows, H, W), float64 -> what the page carries of them."""
+    shares = pictures.flatten(2)
     peaks = shares.amax(-1)
     scaled = (shares / peaks.clamp_min(1e-300)[..., None] * 255).round()
     return Seen(

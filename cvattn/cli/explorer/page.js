@@ -1,114 +1,24 @@
-"use strict";
-const content = JSON.parse(document.getElementById("content").textContent);
-const { blocks, images } = content;
-const element = (id) => document.getElementById(id);
-const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-const colours = bytes(content.colours);
-const MEAN = -1;
-
-// What is shown. The query is kept as a place on the image (0..1), so that it stays where it is when
-// blocks of other grids are chosen; a prefix token has no place.
-const state = { image: 0, block: 0, head: MEAN, x: 0.5, y: 0.5, prefix: null, strength: 0.7 };
-let picture = new Image();
-let weights = [];
-
-const sizeOf = (block) => block.grid[0] * block.grid[1];
-const rowsOf = (block) => block.num_prefix_tokens + sizeOf(block);
-
-async function unpacked(text) {
-  const stream = new Blob([bytes(text)]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const buffer = await new Response(stream).arrayBuffer();
-  let at = 0;
-  const floats = () => blocks.map((block) => {
-    const part = new Float32Array(buffer, at, block.num_heads * rowsOf(block));
-    at += part.byteLength;
-    return part;
-  });
-  const [peaks, prefix] = [floats(), floats()];
-  return blocks.map((block, index) => {
-    const shares = new Uint8Array(buffer, at, block.num_heads * rowsOf(block) * sizeOf(block));
-    at += shares.byteLength;
-    return { peaks: peaks[index], prefix: prefix[index], shares };
-  });
-}
-
-function cell(block) {
-  const [height, width] = block.grid;
-  const inside = (place, size) => Math.min(size - 1, Math.max(0, Math.floor(place * size)));
-  return [inside(state.y, height), inside(state.x, width)];
-}
-
-function row(block) {
-  if (state.prefix !== null && state.prefix < block.num_prefix_tokens) return state.prefix;
-  const [y, x] = cell(block);
-  return block.num_prefix_tokens + y * block.grid[1] + x;
-}
-
-// Weights of the query, for a head or the mean of all: { values over the grid, share of prefix }.
-function heat(index, head) {
-  const block = blocks[index], { shares, peaks, prefix } = weights[index];
-  const size = sizeOf(block), rows = rowsOf(block), values = new Float64Array(size);
-  const heads = head === MEAN ? [...Array(block.num_heads).keys()] : [head];
-  let onPrefix = 0;
-  for (const h of heads) {
-    const at = h * rows + row(block), peak = peaks[at] / 255 / heads.length;
-    for (let k = 0; k < size; k++) values[k] += shares[at * size + k] * peak;
-    onPrefix += prefix[at] / heads.length;
-  }
-  return { values, onPrefix };
-}
-
-function draw(canvas, index, head, strength, marked) {
-  const block = blocks[index], [height, width] = block.grid, { values } = heat(index, head);
-  const most = Math.max(...values, 1e-30);
-  const small = new OffscreenCanvas(width, height), pixels = new ImageData(width, height);
-  values.forEach((value, k) => {
-    const share = value / most, colour = 3 * Math.round(255 * share);
-    // Where there is little heat the image shines through, until the slider is at its end.
-    const alpha = 255 * strength ** (3 - 2.4 * share);
-    pixels.data.set([...colours.subarray(colour, colour + 3), alpha], 4 * k);
-  });
-  small.getContext("2d").putImageData(pixels, 0, 0);
-  const wide = canvas.clientWidth * devicePixelRatio || 100;
-  canvas.width = wide;
-  canvas.height = Math.round((wide * picture.naturalHeight) / picture.naturalWidth);
-  const context = canvas.getContext("2d");
-  context.imageSmoothingQuality = "high";
-  context.filter = `grayscale(${Math.min(1, 2 * strength)})`;
-  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
-  context.filter = "none";
-  context.drawImage(small, 0, 0, canvas.width, canvas.height);
-  if (marked && row(block) >= block.num_prefix_tokens) mark(context, block, canvas);
-}
-
-function mark(context, block, canvas) {
-  const [y, x] = cell(block), high = canvas.height / block.grid[0], wide = canvas.width / block.grid[1];
-  const thin = Math.max(1, canvas.width / 300);
-  for (const [colour, line] of [["#000", 3 * thin], ["#3ff", 1.5 * thin]]) {
-    context.strokeStyle = colour;
-    context.lineWidth = line;
-    context.strokeRect(x * wide + line / 2, y * high + line / 2, wide - line, high - line);
-  }
-}
-
 const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 const short = (name) => name === content.rollout ? "rollout"
-  : name.replace(/(encoder\.)?(layers|blocks)\.(\d+)\.(self_attn|attn)$/, (_, a, b, n) => `layer ${+n + 1}`)
+  : name.replace(/((en|de)coder\.)?(layers|blocks)\.(\d+)\.(self_attn|cross_attn|attn)$/, (...found) => `layer ${+found[4] + 1}`)
     .replace(/^attention\.|\.?inserted_attention$/g, "") || name;
 
 function read() {
   const block = blocks[state.block], { values, onPrefix } = heat(state.block, state.head);
   const top = values.indexOf(Math.max(...values)), wide = block.grid[1];
   const place = ([y, x]) => `row ${y + 1}, column ${x + 1}`;
-  const from = row(block) < block.num_prefix_tokens ? prefixName(row(block)) : place(cell(block));
+  const from = onGrid(block) ? place(cell(block)) : queryName(block, row(block));
   const to = place([Math.floor(top / wide), top % wide]);
   element("reading").textContent = `From ${from}: most, ${percent(values[top])}, goes to ${to} `
     + `(evenly spread, each would have ${percent(1 / values.length)})`
-    + (block.num_prefix_tokens ? `; ${percent(onPrefix)} to the ${prefixName(0)}.` : ".");
-  element("stage").setAttribute("aria-label", `${caption(images[state.image])}. Seen from ${from}.`);
+    + (block.num_prefix_tokens ? `; ${percent(onPrefix)} to the ${queryName(block, 0)}.` : ".");
+  element("stage").setAttribute("aria-label", `${caption(shown)}. Seen from ${from}.`);
 }
 
-const prefixName = (index) => (index === 0 ? "class token" : `register ${index}`);
+function queryName(block, index) {
+  if (block.reads) return `character ${index + 1}, “${shown.characters[index]}”`;
+  return index === 0 ? "class token" : `register ${index}`;
+}
 
 function caption(image) {
   const [name, share] = image.guesses[0];
@@ -143,23 +53,32 @@ function makeTiles() {
   const all = block.num_heads > 1 ? [MEAN] : [];
   for (const head of [...all, ...Array(block.num_heads).keys()]) {
     const lines = head === MEAN ? ["mean"] : [`head ${head + 1}`,
-      `entropy ${number(block.entropy[head])}`, `distance ${number(block.distance[head])}`];
+      `entropy ${number(block.entropy[head])}`,
+      ...block.distance.slice(head, head + 1).map((distance) => `distance ${number(distance)}`)];
     tile(element("heads"), head, lines, () => choose({ head }));
   }
-  element("headsof").textContent = `of ${short(block.name)}; entropy in nats, distance in steps of its `
-    + `${block.full.join(" × ")} grid, over all images`;
+  element("headsof").textContent = `of ${short(block.name)}; entropy in nats`
+    + (block.reads ? "" : `, distance in steps of its ${block.full.join(" × ")} grid`) + ", over all images";
   const pooled = blocks.filter((b) => b.full.join() !== b.grid.join());
   element("note").textContent = pooled.length
     ? `To keep the page small, weights are pooled: ${pooled.map((b) =>
       `${short(b.name)} from ${b.full.join(" × ")} to ${b.grid.join(" × ")} positions`).join("; ")}.` : "";
-  element("prefix").replaceChildren();
-  for (let index = 0; index < block.num_prefix_tokens; index++) {
+  makeQueries(block);
+}
+
+// Buttons for the queries that are no places: characters, or prefix tokens.
+function makeQueries(block) {
+  const names = block.reads ? shown.characters
+    : [...Array(block.num_prefix_tokens).keys()].map((index) =>
+      `look from the ${queryName(block, index)}${index ? "" : " (C)"}`);
+  element("queries").replaceChildren(...names.map((name, index) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = `look from the ${prefixName(index)}${index ? "" : " (C)"}`;
-    button.addEventListener("click", () => choose({ prefix: index }));
-    element("prefix").append(button);
-  }
+    button.textContent = name;
+    button.addEventListener("click", () =>
+      choose(block.reads ? { character: index } : { prefix: index }));
+    return button;
+  }));
 }
 
 function drawAll() {
@@ -172,18 +91,20 @@ function drawAll() {
       draw(button.firstChild, block, head, 0.85, true);
     }
   }
-  for (const button of element("prefix").children) {
-    button.setAttribute("aria-pressed", state.prefix !== null);
-  }
+  const block = blocks[state.block];
+  [...element("queries").children].forEach((button, index) =>
+    button.setAttribute("aria-pressed", !onGrid(block) && row(block) === index));
   read();
 }
 
 async function showImage(index) {
   const image = images[index], next = new Image();
   next.src = image.picture;
-  const [, unpackedWeights] = await Promise.all([next.decode(), unpacked(image.weights)]);
+  const [, unpackedWeights] = await Promise.all([next.decode(), unpacked(image)]);
   if (state.image !== index) return; // another one was asked for meanwhile
-  [picture, weights] = [next, unpackedWeights];
+  [shown, picture, weights] = [image, next, unpackedWeights];
+  document.body.classList.toggle("wide", next.naturalWidth > 2 * next.naturalHeight);
+  makeQueries(blocks[state.block]);
   const [name, share] = image.guesses[0], wrong = image.label !== null && image.label !== name;
   const strong = document.createElement("strong");
   strong.textContent = `${name}, ${percent(share)}`;
@@ -209,16 +130,29 @@ function choose(change) {
 }
 
 function point(event) {
-  const box = element("stage").getBoundingClientRect();
-  choose({
-    prefix: null,
-    x: (event.clientX - box.left) / box.width,
-    y: (event.clientY - box.top) / box.height,
+  const box = element("stage").getBoundingClientRect(), block = blocks[state.block];
+  const place = { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
+  if (!block.reads) return choose({ prefix: null, ...place });
+  Object.assign(state, place);
+  return choose({ character: readFrom(block) });
+}
+
+// The character that looks most at the column of the place.
+function readFrom(block) {
+  const [, x] = cell(block), [height, width] = block.grid;
+  const seen = shown.characters.map((_, index) => {
+    const { values } = heat(state.block, state.head, index);
+    return Array.from({ length: height }, (_, y) => values[y * width + x]).reduce((a, b) => a + b);
   });
+  return seen.indexOf(Math.max(...seen));
 }
 
 function step(down, right) {
   const block = blocks[state.block], [height, width] = block.grid, [y, x] = cell(block);
+  if (block.reads) {
+    const to = row(block) + down + right;
+    return choose({ character: Math.min(shown.characters.length - 1, Math.max(0, to)) });
+  }
   const to = (at, size) => (Math.min(size - 1, Math.max(0, at)) + 0.5) / size;
   choose({ prefix: null, y: to(y + down, height), x: to(x + right, width) });
 }

@@ -4,51 +4,37 @@ import base64
 import io
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 
-from cvattn.cli.explorer.look import ROLLOUT, Look, Seen
+from cvattn.cli.explorer.content import Content
+from cvattn.cli.explorer.look import ROLLOUT, Seen
 
 _SMALL = 64  # pixels a side; larger pictures are written as JPEG
 
 
-def write_page(
-    look: Look,
-    pictures: np.ndarray,
-    captions: Sequence[Mapping[str, Any]],
-    *,
-    title: str,
-    facts: Sequence[str],
-) -> str:
-    """The text of the page.
-
-    Args:
-        look: what the network attends to.
-        pictures: (N, H, W, C) uint8, as the network sees them.
-        captions: for each picture its "name", "label" (None if unknown) and "guesses", pairs of
-            class and probability, the likeliest first.
-        title, facts: of the network, for people.
-    """
-    content = {
+def write_page(content: Content, *, title: str, facts: Sequence[str]) -> str:
+    """The text of the page; ``title`` and ``facts`` are of the network, for people."""
+    entries = zip(content.captions, content.pictures, content.look.seen, strict=True)
+    data = {
         "title": title,
         "facts": list(facts),
         "rollout": ROLLOUT,
-        "blocks": [asdict(block) for block in look.blocks],
+        "blocks": [asdict(block) for block in content.look.blocks],
         "colours": _text(_colours()),
         "images": [
             {**caption, "picture": _data_uri(picture), "weights": _text(_packed(seen))}
-            for caption, picture, seen in zip(captions, pictures, look.seen, strict=True)
+            for caption, picture, seen in entries
         ],
     }
     parts = {
         "style": _file("page.css"),
-        "script": _file("page.js"),
+        "script": _file("drawing.js") + _file("page.js"),
         # "</script>" inside a name would end the element.
-        "content": json.dumps(content, separators=(",", ":")).replace("<", "\\u003c"),
+        "content": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     }
     page = _file("page.html")
     for name, text in parts.items():

@@ -71,6 +71,8 @@ def test_stopped_and_started_again_each_run_is_written_down_once(tmp_path):
     command += ["--output", str(results), "--folder", str(folder)]
     options = {"cwd": tmp_path, "env": {**os.environ, "CVATTN_OFFLINE": "1"}}
 
+    # Shells let what they start in the background ignore Ctrl-C, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, start_new_session=True, **options)
     last = folder / run_queue.read_jobs(file)[0].folder / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120

@@ -62,6 +62,7 @@ def test_averaged_weights_are_saved_loaded_and_tested(run, steps, tmp_path):
     assert summary["test"]["loss"] == pytest.approx(loss.item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_continuing_an_averaged_run_equals_never_stopping(run, tmp_path):
     options = [*TINY, "callbacks=[default,ema]", "callbacks.ema.decay=0.7", "trainer.max_epochs=3"]
     run(options)

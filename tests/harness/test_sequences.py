@@ -135,6 +135,7 @@ def test_a_users_own_lines_from_end_to_end(run, tmp_path, capsys):
         run(["model=reader", "data=line_folder", f"data.root={root}", *small])
 
 
+@pytest.mark.slow
 def test_continuing_equals_never_stopping(run, composed, tmp_path):
     from cvattn.harness import fit
 

@@ -33,6 +33,7 @@ print(one - before, peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_one_row_of_a_large_map_costs_next_to_no_memory():
     """All 10,000 rows, a control, are 381 MiB."""

@@ -12,6 +12,8 @@ from cvattn.models.controls import BLOCKS
 from cvattn.models.image_input import check_images
 from cvattn.models.small_images import keep_early_size
 
+_RUN = "network.cnn."  # before the keys of this network in the checkpoint of a run
+
 
 class TimmCNN(nn.Module):
     """A classifier of timm (Wightman, "PyTorch Image Models", 2019) with our attention inside.
@@ -25,7 +27,8 @@ class TimmCNN(nn.Module):
         num_classes: number of logits.
         in_channels: of the images.
         pretrained: which weights :meth:`load_pretrained` takes: False = none, True = timm's, or a
-            path: of a state dict or a checkpoint of timm's, of this network; safetensors too.
+            path: of a state dict or a checkpoint of timm's, or of a run of ours (``last.ckpt``),
+            of this network; safetensors too.
         small_images: a stem for images of about 32 pixels (:func:`keep_early_size`).
         attention: ``{"after": ..., "block": ...}``: the layers, as in :func:`insert_attention`, and
             which block: "common", "pooled" (keys and values 2x2-pooled), "biggan", or "frozen"
@@ -64,10 +67,11 @@ class TimmCNN(nn.Module):
             _insert(self.cnn, attention)
 
     def load_pretrained(self) -> None:
-        """Take the weights that ``pretrained`` names, if any; blocks keep theirs.
+        """Take the weights that ``pretrained`` names, if any.
 
-        Call this once before training (the harness does). timm draws a head for another number of
-        classes anew, and adapts filters for images of other channels.
+        Call this once before training (the harness does). Blocks that the weights do not know keep
+        their own. timm draws a head for another number of classes anew, and adapts filters for
+        images of other channels.
 
         Raises:
             ValueError: weights that cannot be had or do not fit, and what to do.
@@ -76,9 +80,9 @@ class TimmCNN(nn.Module):
             return
         import timm
 
-        overlay = None
+        overlay, blocks = None, dict[str, Tensor]()
         if isinstance(self.pretrained, str):
-            overlay = self._of_file(self.pretrained)
+            overlay, blocks = self._of_file(self.pretrained)
         elif os.environ.get("CVATTN_OFFLINE") == "1":
             raise ValueError(
                 f"pretrained=True: the weights of {self.name} come from the network, which "
@@ -93,16 +97,19 @@ class TimmCNN(nn.Module):
                 num_classes=self.num_classes,
                 in_chans=self.in_channels,
             )
+            self.cnn.load_state_dict(source.state_dict() | blocks)
         except Exception as error:  # the clients of the hub raise nearly anything
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ValueError(
                 f"pretrained={self.pretrained}: {self.name} cannot take these weights: {reason}; "
                 "pretrained=FILE takes your own, pretrained=False starts from none"
             ) from error
-        self.cnn.load_state_dict(source.state_dict())
 
-    def _of_file(self, path: str) -> dict[str, Any]:
-        """What timm has to be told to take a file, whose keys are checked: it would skip some."""
+    def _of_file(self, path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What timm has to be told to take a file's weights, and those of blocks in it.
+
+        The keys are checked here: timm would skip some.
+        """
         from timm.models import get_pretrained_cfg_value, load_state_dict
 
         try:
@@ -111,9 +118,12 @@ class TimmCNN(nn.Module):
             raise ValueError(f"pretrained={path}: there is no such file") from error
         except Exception as error:  # on damaged files the unpickler raises nearly anything
             raise ValueError(f"pretrained={path}: not a file of weights ({error})") from error
-        known = [key for key in self.cnn.state_dict() if "inserted_attention" not in key]
-        missing = [key for key in known if key not in state]
-        unknown = [key for key in state if key not in known]
+        if any(key.startswith(_RUN) for key in state):
+            state = {k.removeprefix(_RUN): v for k, v in state.items() if k.startswith(_RUN)}
+        ours = self.cnn.state_dict()
+        plain = {key: value for key, value in state.items() if not _of_block(key)}
+        missing = [key for key in ours if not _of_block(key) and key not in state]
+        unknown = [key for key in state if key not in ours]
         if missing or unknown:
             raise ValueError(
                 f"pretrained={path} is not of {self.name}: {len(missing)} keys are missing "
@@ -122,7 +132,8 @@ class TimmCNN(nn.Module):
         # timm drops a head whose number of classes, as said here, is another than ours.
         heads: Any = get_pretrained_cfg_value(self.name, "classifier")
         head = heads if isinstance(heads, str) else heads[0]
-        return {"file": path, "num_classes": state[f"{head}.weight"].shape[0]}
+        overlay = {"state_dict": plain, "num_classes": plain[f"{head}.weight"].shape[0]}
+        return overlay, {key: value for key, value in state.items() if _of_block(key)}
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.in_channels)
@@ -148,6 +159,10 @@ def _check_name(name: str, *, weights: bool) -> None:
             f"{name} takes images of one size: no CNN. A Vision Transformer is "
             "cvattn.VisionTransformer (model=vit)"
         )
+
+
+def _of_block(key: str) -> bool:
+    return "inserted_attention." in key
 
 
 def _insert(cnn: nn.Module, attention: Mapping[str, Any]) -> None:

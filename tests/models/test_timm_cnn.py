@@ -111,6 +111,30 @@ def test_a_checkpoint_brings_its_weights_and_needs_no_others(tmp_path):
     assert torch.equal(loaded(images), network(images))
 
 
+def test_weights_of_a_run_of_ours(tmp_path):
+    """The way from a trained CNN to the same with attention, and from there to other classes."""
+    path = tmp_path / "last.ckpt"
+    first = TimmCNN(NAME, 11, in_channels=1)
+    checkpoint.save(path, first, args={"name": NAME, "num_classes": 11, "in_channels": 1}, meta={})
+    second = TimmCNN(NAME, 11, in_channels=1, pretrained=str(path), attention=TWO)
+    second.load_pretrained()
+    images = torch.randn(2, 1, 40, 32)
+    assert torch.equal(second.eval()(images), first.eval()(images))
+
+    with torch.no_grad():
+        for block in blocks(second).values():
+            block.gamma.fill_(-0.7)
+    checkpoint.save(path, second, args={}, meta={})
+    third = TimmCNN(NAME, 5, in_channels=1, pretrained=str(path), attention=TWO)
+    third.load_pretrained()
+    now, given = third.cnn.state_dict(), second.cnn.state_dict()
+    changed = {key for key in given if not torch.equal(now[key], given[key])}
+    assert changed == {"fc.weight", "fc.bias"}
+    without = TimmCNN(NAME, 11, in_channels=1, pretrained=str(path))
+    with pytest.raises(ValueError, match=r"14 unknown \(layer2\.inserted_attention\.gamma"):
+        without.load_pretrained()
+
+
 def test_wrong_files_are_named(tmp_path):
     theirs = timm_network(num_classes=11)
     path = tmp_path / "other.pth"

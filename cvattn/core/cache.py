@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 Projection = Callable[[], tuple[Tensor, Tensor]]
@@ -33,15 +32,35 @@ class KeyValues:
 
 
 class GrowingKeyValues(KeyValues):
-    """For self-attention: those of each call are appended."""
+    """For self-attention: those of each call are appended, in place, so without gradients.
+
+    Attributes:
+        length: how many keys there are; ``keys`` and ``values`` have room for more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
 
     def take(self, project: Projection) -> tuple[Tensor, Tensor]:
         keys, values = project()
-        if self.keys is not None and self.values is not None:
-            keys = torch.cat([self.keys, keys], dim=1)
-            values = torch.cat([self.values, values], dim=1)
-        self.keys, self.values = keys, values
-        return keys, values
+        start, self.length = self.length, self.length + keys.shape[1]
+        # Room that doubles: what came before is copied now and then, not in every step.
+        if self.keys is None or self.values is None:
+            self.keys, self.values = _room(keys, self.length), _room(values, self.length)
+        elif self.length > self.keys.shape[1]:
+            self.keys = _room(self.keys, 2 * self.length)
+            self.values = _room(self.values, 2 * self.length)
+        self.keys[:, start : self.length] = keys
+        self.values[:, start : self.length] = values
+        return self.keys[:, : self.length], self.values[:, : self.length]
+
+
+def _room(given: Tensor, size: int) -> Tensor:
+    """(B, S, D) -> (B, size, D), which begins with what was given."""
+    wide = given.new_empty(given.shape[0], size, given.shape[2])
+    wide[:, : given.shape[1]] = given
+    return wide
 
 
 class FixedKeyValues(KeyValues):
@@ -75,8 +94,7 @@ class DecoderCache:
     @property
     def length(self) -> int:
         """Tokens that were given so far."""
-        keys = self.layers[0].own.keys if self.layers else None
-        return 0 if keys is None else keys.shape[1]
+        return self.layers[0].own.length if self.layers else 0
 
     def select(self, rows: Tensor) -> None:
         """Keep the samples at ``rows`` (n,), in that order; one may come several times."""

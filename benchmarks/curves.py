@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 
 def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
@@ -24,7 +24,8 @@ def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
                 points[row["run"]][int(row["epoch"])].append(float(row[key]))
         for run, at in points.items():
             epochs = sorted(at)
-            (line,) = axes.plot(epochs, [mean(at[e]) for e in epochs], label=run)
+            means = [mean(at[e]) for e in epochs]
+            (line,) = axes.plot(epochs, means, marker="o", markersize=2.5, label=run)
             axes.fill_between(
                 epochs,
                 [min(at[e]) for e in epochs],
@@ -35,6 +36,7 @@ def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
             )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if key.endswith("accuracy"):

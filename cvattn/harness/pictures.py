@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor, nn
 
 from cvattn.maps import attention_heat, attention_modules, overlay
@@ -16,15 +16,19 @@ _MOST_BLOCKS = 4
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
-    """Loss, accuracy, and (where a network has them) gamma and entropy, over epochs -> a PNG."""
+    """Loss, accuracy and what else there is (CER, gamma, entropy) over epochs -> a PNG."""
     if not rows:
         return
     panels: list[tuple[str, list[str]]] = [
         ("loss", ["train/loss", "val/loss"]),
         ("accuracy", ["train/accuracy", "val/accuracy"]),
     ]
-    for kind, label in (("gamma", "gamma"), ("entropy", "attention entropy (nats)")):
-        keys = sorted({key for row in rows for key in row if key.startswith(f"{kind}/")})
+    for start, label in (
+        ("val/cer", "character error rate"),
+        ("gamma/", "gamma"),
+        ("entropy/", "attention entropy (nats)"),
+    ):
+        keys = sorted({key for row in rows for key in row if key.startswith(start)})
         if keys:
             panels.append((label, keys))
     figure = Figure(figsize=(3.6 * len(panels), 3.0), layout="constrained")
@@ -34,16 +38,18 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
         for key in keys:
             points = [(row["epoch"] + 1, row[key]) for row in rows if key in row]
             if points:
-                name = key.split("/", 1)[0 if label in ("loss", "accuracy") else 1]
+                stage, measure = key.split("/", 1)
+                name = stage if stage in ("train", "val") else measure
                 epochs, values = zip(*points, strict=True)
                 axes.plot(epochs, values, marker="o", markersize=2.5, label=name)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if label == "accuracy":
+        if label in ("accuracy", "character error rate"):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, framealpha=0.7, edgecolor="none")
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
 

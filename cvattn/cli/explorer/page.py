@@ -44,9 +44,7 @@ def write_page(content: Content, *, title: str, facts: Sequence[str]) -> str:
 
 def _packed(seen: Sequence[Seen]) -> bytes:
     """All peaks, all prefix shares (float32), then all shares (uint8), block by block; deflated."""
-    floats = [
-        array for field in ("peaks", "prefix") for s in seen for array in (getattr(s, field),)
-    ]
+    floats = [*(s.peaks for s in seen), *(s.prefix for s in seen)]
     raw = b"".join(array.astype("<f4").tobytes() for array in floats)
     raw += b"".join(s.shares.tobytes() for s in seen)
     return zlib.compress(raw, 9)

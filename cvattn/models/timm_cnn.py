@@ -13,6 +13,7 @@ from cvattn.models.image_input import check_images
 from cvattn.models.small_images import keep_early_size
 
 _RUN = "network.cnn."  # before the keys of this network in the checkpoint of a run
+_BLOCK = ".inserted_attention."
 
 
 class TimmCNN(nn.Module):
@@ -125,9 +126,12 @@ class TimmCNN(nn.Module):
         missing = [key for key in ours if not _of_block(key) and key not in state]
         unknown = [key for key in state if key not in ours]
         if missing or unknown:
+            layers = sorted({key.partition(_BLOCK)[0] for key in unknown if _of_block(key)})
+            hint = f"; it has blocks after {layers}: attention must name these" if layers else ""
             raise ValueError(
                 f"pretrained={path} is not of {self.name}: {len(missing)} keys are missing "
                 f"({', '.join(missing[:3])}), {len(unknown)} unknown ({', '.join(unknown[:3])})"
+                + hint
             )
         # timm drops a head whose number of classes, as said here, is another than ours.
         heads: Any = get_pretrained_cfg_value(self.name, "classifier")
@@ -162,7 +166,7 @@ def _check_name(name: str, *, weights: bool) -> None:
 
 
 def _of_block(key: str) -> bool:
-    return "inserted_attention." in key
+    return _BLOCK in key
 
 
 def _insert(cnn: nn.Module, attention: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from cvattn.cost import count_parameters
 from cvattn.data import Facts
 from cvattn.harness.assemble import Run
 from cvattn.harness.paths import short
+from cvattn.maps import attention_modules
 
 
 def pixels(info: Facts) -> str:
@@ -83,7 +84,12 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
     if last.exists():
         path = f"{folder}/checkpoints/last.ckpt"
         console.print("Next:")
-        commands = [f"python -m cvattn {command.format(path)}" for command in run.info.commands]
+        looks = bool(attention_modules(run.network))
+        commands = [
+            f"python -m cvattn {command.format(path)}"
+            for command in run.info.commands
+            if looks or not command.startswith("explore")
+        ]
         further = f"python train.py ckpt_path={path} trainer.max_epochs={2 * summary['epochs']}"
         for command in (*commands, further):
             console.print(f"  {command}", soft_wrap=True)

@@ -103,10 +103,11 @@ TINY_VIT = "model=vit model.embed_dim=12 model.num_heads=3 model.num_layers=2"
 
 
 @pytest.mark.parametrize("model", ["model.attention=none", TINY_VIT])
-def test_other_networks(run, tmp_path, model):
+def test_other_networks(run, tmp_path, capsys, model):
     tiny = [o for o in TINY if not o.startswith("model")] if "vit" in model else TINY
     run([*tiny, *model.split()])
     assert (tmp_path / "run" / "attention.png").exists() == ("vit" in model)
+    assert ("cvattn explore" in capsys.readouterr().out) == ("vit" in model)
 
 
 def test_fast_dev_run(run, tmp_path):

@@ -31,7 +31,12 @@ class ReseedEachBatch(pl.Callback):
     ) -> None:
         # Not global_step, which stands still while gradients accumulate.
         key = f"{self.seed} {trainer.current_epoch} {batch_idx} {trainer.global_rank}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]))
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])
+        if pl_module.device.type == "cpu":
+            # torch.manual_seed also writes a stack trace for each kind of device that is not there.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
 
 class StopWhenNotFinite(pl.Callback):

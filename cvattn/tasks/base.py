@@ -3,6 +3,7 @@
 import math
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -42,6 +43,7 @@ class NetworkTask(pl.LightningModule):
         self.final = final
         self.label_smoothing = label_smoothing
         self.size: tuple[int, ...] = ()
+        self._noted: dict[str, tuple[Tensor, int]] = {}
 
     @property
     def shown(self) -> dict[str, str]:
@@ -54,6 +56,17 @@ class NetworkTask(pl.LightningModule):
         Means are over samples, also where processes or batches have unequal numbers of them.
         """
         self.log(name, value, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
+
+    def note_training(self, name: str, mean: Tensor, count: int) -> None:
+        """As :meth:`log_epoch`, of a training step.
+
+        Sums wait for the epoch's last batch: ``log`` takes as long as a small network's layer.
+        """
+        total, before = self._noted.get(name, (torch.zeros_like(mean), 0))
+        self._noted[name] = total + mean.detach() * count, before + count
+        if self.trainer.is_last_batch or self.trainer.global_step + 1 >= self._steps:
+            total, noted = self._noted.pop(name)
+            self.log_epoch(name, total / noted, noted)
 
     def make_optimizer(self) -> Optimizer:
         """With the learning rates that the schedule starts from."""

@@ -65,7 +65,6 @@ class ClassificationTask(NetworkTask):
         self.resizing = ProgressiveResizing(resizing)
         self.test_views = test_views
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.views_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -86,36 +85,36 @@ class ClassificationTask(NetworkTask):
             images, labels = self.mixing(images, labels)
         images = self.resizing(images, self.trainer.global_step / self._steps)
         self.size = (images.shape[-2], images.shape[-1])
-        return self._step("train", self.train_accuracy, self(images), labels)
+        logits = self(images).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        right = (logits.argmax(-1) == _classes(labels)).float().mean()
+        self.note_training("train/loss", loss, len(labels))
+        self.note_training("train/accuracy", right, len(labels))
+        return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        self._step("val", self.val_accuracy, self(images), labels)
+        self._judge("val", self.val_accuracy, self(images), labels)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         (own, _), *others = views_of(images, self.test_views)
         logits = self(images)
-        self._step("test", self.test_accuracy, logits, labels)
+        self._judge("test", self.test_accuracy, logits, labels)
         if others:
             mean = own * logits + sum(weight * self(view) for weight, view in others)
             self._count("test/accuracy_views", self.views_accuracy, mean, labels)
 
-    def _step(
+    def _judge(
         self, stage: str, accuracy: MulticlassAccuracy, logits: Tensor, labels: Tensor
-    ) -> Tensor:
-        logits = logits.float()
-        smoothing = self.label_smoothing if stage == "train" else 0.0
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        self.log_epoch(f"{stage}/loss", loss, len(labels))
+    ) -> None:
+        self.log_epoch(f"{stage}/loss", F.cross_entropy(logits.float(), labels), len(labels))
         self._count(f"{stage}/accuracy", accuracy, logits, labels)
-        return loss
 
     def _count(
         self, name: str, accuracy: MulticlassAccuracy, logits: Tensor, labels: Tensor
     ) -> None:
-        classes = labels.argmax(-1) if labels.ndim == 2 else labels
-        accuracy.update(logits.detach(), classes)
+        accuracy.update(logits, labels)
         self.log_epoch(name, accuracy, len(labels))
 
     def make_optimizer(self) -> Optimizer:
@@ -124,3 +123,8 @@ class ClassificationTask(NetworkTask):
             if group.get("inserted"):
                 group["lr"] *= self.inserted_lr
         return optimizer
+
+
+def _classes(labels: Tensor) -> Tensor:
+    """(B,) of labels, or of the shares of each class that mixing makes: the largest one's."""
+    return labels.argmax(-1) if labels.ndim == 2 else labels

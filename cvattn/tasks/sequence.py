@@ -93,9 +93,10 @@ class SequenceTask(NetworkTask):
             ignore_index=PAD,
             label_smoothing=self.label_smoothing if stage == "train" else 0.0,
         )
-        # In training a GPU is not waited for, to say how many tokens there were.
-        count = len(targets) if stage == "train" else int((wanted != PAD).sum())
-        self.log_epoch(f"{stage}/loss", loss, count)
+        if stage == "train":  # a GPU is not waited for, to say how many tokens there were
+            self.note_training("train/loss", loss, len(targets))
+        else:
+            self.log_epoch(f"{stage}/loss", loss, int((wanted != PAD).sum()))
         return loss
 
     def _judge(self, stage: str, batch: Batch) -> None:

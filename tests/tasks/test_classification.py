@@ -64,6 +64,27 @@ def test_metrics_are_those_of_the_whole_set_not_of_its_batches(tmp_path):
     assert result["test/accuracy"] == pytest.approx(right)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"max_epochs": 2}, {"max_steps": 3}, {"max_steps": 1, "accumulate_grad_batches": 2}],
+    ids=["whole epochs", "cut epoch", "accumulated"],
+)
+def test_what_is_said_of_training_is_the_mean_over_the_samples_of_an_epoch(tmp_path, options):
+    """Of its last epoch; the network stands still, and batches of 7 and 4 weigh as many samples."""
+    task, data = make(), Lists()
+    task.optimizer = partial(torch.optim.SGD, lr=0.0)
+    used = data.batches[: 1 if options == {"max_steps": 3} else 2]
+    images, labels = (torch.cat(parts) for parts in zip(*used, strict=True))
+    with torch.no_grad():
+        logits = task.network(images)
+    run = trainer(tmp_path, **options)
+    run.fit(task, datamodule=data)
+    found = run.callback_metrics
+    assert found["train/loss"].item() == pytest.approx(F.cross_entropy(logits, labels).item())
+    right = (logits.argmax(-1) == labels).double().mean().item()
+    assert found["train/accuracy"].item() == pytest.approx(right)
+
+
 def test_label_smoothing_is_for_training_alone(tmp_path):
     task, data = make(label_smoothing=0.2), Lists()
     with torch.no_grad():

@@ -177,7 +177,7 @@ def main() -> int:
         found.append(
             {"case": case, "figure": figure, "target": target, "rounds": args.rounds, **facts}
             | {"median": f"{middle:.4g}", "low": f"{low:.4g}", "high": f"{high:.4g}"}
-            | {"met": "yes" if middle <= target else "no"}
+            | {"met": "yes" if high <= target else "no" if low > target else "open"}
         )
         console.print(
             f"{case}: {figure} {middle:.3g} ({low:.3g} to {high:.3g}), asked: at most {target}"

@@ -1,12 +1,16 @@
 """Image files of any kind, as a network takes them."""
 
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from cvattn.cli.common import CommandError, Trained
+from cvattn.cli.common import CommandError, Trained, shown
+
+T = TypeVar("T")
 
 # As cvattn.data takes them from class folders; a test holds the two together. Importing that room
 # would load Lightning to look at one photograph.
@@ -26,6 +30,15 @@ def find_images(paths: Iterable[str]) -> list[Path]:
         inside = [path] if not path.is_dir() else _inside(path)
         found += inside or [path]
     return found
+
+
+def readable(paths: Iterable[Path], read: Callable[[Path], T]) -> Iterator[tuple[Path, T]]:
+    """Each file that ``read`` can read, and what it gives; of the others, a line says why not."""
+    for path in paths:
+        try:
+            yield path, read(path)
+        except ImageError as error:
+            print(f"error: {shown(path)}: {error}", file=sys.stderr)
 
 
 def _inside(folder: Path) -> list[Path]:

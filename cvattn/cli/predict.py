@@ -15,7 +15,7 @@ from cvattn.cli.common import (
     open_network,
     shown,
 )
-from cvattn.cli.images import ImageError, find_images, image_reader
+from cvattn.cli.images import find_images, image_reader, readable
 from cvattn.cli.reading import open_reader, read_lines
 
 BATCH = 64
@@ -35,17 +35,10 @@ def run(arguments: Sequence[str]) -> int:
     read = image_reader(trained)
     rows: list[tuple[str, Guesses]] = []
     squeezed: list[str] = []
-    failed = False
     files = find_images(args.images)
     for start in range(0, len(files), BATCH):
         names, images = [], []
-        for path in files[start : start + BATCH]:
-            try:
-                pixels, note = read(path)
-            except ImageError as error:
-                print(f"error: {shown(path)}: {error}", file=sys.stderr)
-                failed = True
-                continue
+        for path, (pixels, note) in readable(files[start : start + BATCH], read):
             names.append(shown(path))
             images.append(pixels)
             squeezed += [f"{shown(path)} ({note})"] if note else []
@@ -60,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         )
     if rows:
         _show(rows)
-    return int(failed)
+    return int(len(rows) < len(files))
 
 
 def predict(trained: Trained, images: np.ndarray, top: int) -> list[Guesses]:

@@ -1,8 +1,7 @@
 """``cvattn predict`` for networks that read: a line's text and how probable it is."""
 
 import math
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from cvattn.cli.common import CommandError, shown
+from cvattn.cli.images import ImageError, readable
 from cvattn.core import Alphabet
 
 
@@ -82,16 +82,23 @@ def open_reader(network: nn.Module, path: str) -> Reading:
 
 def read_lines(reading: Reading, files: Sequence[Path]) -> int:
     """Print file, text and probability of each; 1 if a file could not be read, else 0."""
-    from cvattn.data.line_files import decode_line
-
-    failed = False
     width = max(len(shown(path)) for path in files)
-    for path in files:
-        pixels = decode_line(path, reading.height)
-        if isinstance(pixels, str):
-            print(f"error: {shown(path)}: {pixels}", file=sys.stderr)
-            failed = True
-            continue
+    left = len(files)
+    for path, pixels in readable(files, line_reader(reading.height)):
         text, probability = reading(pixels)
         print(f"{shown(path):<{width}}  {text}  {probability:.2%}")
-    return int(failed)
+        left -= 1
+    return int(left > 0)
+
+
+def line_reader(height: int) -> Callable[[Path], np.ndarray]:
+    """Reads a file as in training: pixels, uint8 (height, W)."""
+    from cvattn.data.line_files import decode_line  # brings Lightning, which takes seconds
+
+    def read(path: Path) -> np.ndarray:
+        pixels = decode_line(path, height)
+        if isinstance(pixels, str):
+            raise ImageError(pixels)
+        return pixels
+
+    return read

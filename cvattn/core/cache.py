@@ -45,10 +45,11 @@ class GrowingKeyValues(KeyValues):
     def take(self, project: Projection) -> tuple[Tensor, Tensor]:
         keys, values = project()
         start, self.length = self.length, self.length + keys.shape[1]
-        # Room that doubles: what came before is copied now and then, not in every step.
         if self.keys is None or self.values is None:
-            self.keys, self.values = _room(keys, self.length), _room(values, self.length)
-        elif self.length > self.keys.shape[1]:
+            self.keys, self.values = keys, values
+            return keys, values
+        # Room that doubles: what came before is copied now and then, not in every step.
+        if self.length > self.keys.shape[1]:
             self.keys = _room(self.keys, 2 * self.length)
             self.values = _room(self.values, 2 * self.length)
         self.keys[:, start : self.length] = keys

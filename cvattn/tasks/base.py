@@ -65,8 +65,16 @@ class NetworkTask(pl.LightningModule):
         total, before = self._noted.get(name, (torch.zeros_like(mean), 0))
         self._noted[name] = total + mean.detach() * count, before + count
         if self.trainer.is_last_batch or self.trainer.global_step + 1 >= self._steps:
-            total, noted = self._noted.pop(name)
-            self.log_epoch(name, total / noted, noted)
+            self._log_noted(name)
+
+    def on_train_epoch_end(self) -> None:
+        """What stopped in the middle of an epoch (``trainer.max_time``) has said nothing yet."""
+        for name in list(self._noted):
+            self._log_noted(name)
+
+    def _log_noted(self, name: str) -> None:
+        total, count = self._noted.pop(name)
+        self.log_epoch(name, total / count, count)
 
     def make_optimizer(self) -> Optimizer:
         """With the learning rates that the schedule starts from."""

@@ -44,6 +44,15 @@ def test_the_list_of_the_readme_can_be_read():
     assert len(jobs) == len({job.key for job in jobs}) >= 10
 
 
+def test_fine_tuning_starts_from_the_run_before_it():
+    first, *others = run_queue.read_jobs(BENCHMARKS / "finetuning.yaml")
+    start = f"model.pretrained=outputs/queue/{first.folder}/checkpoints/last.ckpt"
+    assert [job.run for job in others if start in job.overrides] == [
+        "with_attention",
+        "without_attention",
+    ]
+
+
 def test_means_come_with_their_intervals():
     common = {"minutes": "2", "pflop": "0.1", "test_accuracy_views": "", "val_accuracy": "0.5"}
     accuracies = [0.90, 0.91, 0.92, 0.91, 0.91]

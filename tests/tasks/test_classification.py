@@ -85,6 +85,20 @@ def test_what_is_said_of_training_is_the_mean_over_the_samples_of_an_epoch(tmp_p
     assert found["train/accuracy"].item() == pytest.approx(right)
 
 
+def test_what_stops_in_the_middle_of_an_epoch_is_counted_too(tmp_path):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = True
+
+    task, data = make(), Lists()
+    images, labels = data.batches[0]
+    with torch.no_grad():
+        want = F.cross_entropy(task.network(images), labels).item()
+    run = trainer(tmp_path, max_epochs=3, callbacks=[Stop()])
+    run.fit(task, datamodule=data)
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(want)
+
+
 def test_label_smoothing_is_for_training_alone(tmp_path):
     task, data = make(label_smoothing=0.2), Lists()
     with torch.no_grad():

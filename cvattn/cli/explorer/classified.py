@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from cvattn.cli.common import CommandError, Trained, as_classifier, shown
+from cvattn.cli.common import CommandError, Trained, as_classifier
 from cvattn.cli.explorer.content import Content, Wanted
 from cvattn.cli.explorer.look import look
-from cvattn.cli.images import ImageError, find_images, image_reader
+from cvattn.cli.images import find_images, image_reader, readable
 from cvattn.cli.predict import predict
 
 _TOP = 3
@@ -38,21 +38,12 @@ def classified(wanted: Wanted) -> Content:
 def _from_files(
     trained: Trained, names: Sequence[str]
 ) -> tuple[np.ndarray, list[dict[str, Any]], bool]:
-    read, failed = image_reader(trained), False
-    images: list[np.ndarray] = []
-    captions: list[dict[str, Any]] = []
-    for path in find_images(names):
-        try:
-            pixels, _ = read(path)
-        except ImageError as error:
-            print(f"error: {shown(path)}: {error}", file=sys.stderr)
-            failed = True
-            continue
-        images.append(pixels)
-        captions.append({"name": path.name, "label": None})
-    if not images:
+    files = find_images(names)
+    found = list(readable(files, image_reader(trained)))
+    if not found:
         raise CommandError("none of the images could be read")
-    return np.stack(images), captions, failed
+    captions = [{"name": path.name, "label": None} for path, _ in found]
+    return np.stack([pixels for _, (pixels, _) in found]), captions, len(found) < len(files)
 
 
 def _from_data(

@@ -1,18 +1,17 @@
 """Lines and where a reader looks for each character that it writes."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from cvattn.cli.common import CommandError, shown
+from cvattn.cli.common import CommandError
 from cvattn.cli.explorer.classified import SPLIT
 from cvattn.cli.explorer.content import Content, Wanted
 from cvattn.cli.explorer.look import Block, Look, Seen, in_bytes
-from cvattn.cli.images import find_images
-from cvattn.cli.reading import Reading, open_reader
+from cvattn.cli.images import find_images, readable
+from cvattn.cli.reading import Reading, line_reader, open_reader
 from cvattn.core.alphabet import BEGIN
 from cvattn.maps import attention_entropy, capture_attention
 
@@ -79,20 +78,11 @@ def read_lines(wanted: Wanted) -> Content:
 
 
 def _from_files(reading: Reading, names: Sequence[str]) -> tuple[list[Line], bool]:
-    from cvattn.data.line_files import decode_line  # brings Lightning, which takes seconds
-
-    lines: list[Line] = []
-    failed = False
-    for path in find_images(names):
-        pixels = decode_line(path, reading.height)
-        if isinstance(pixels, str):
-            print(f"error: {shown(path)}: {pixels}", file=sys.stderr)
-            failed = True
-        else:
-            lines.append((path.name, pixels, None))
-    if not lines:
+    files = find_images(names)
+    found = list(readable(files, line_reader(reading.height)))
+    if not found:
         raise CommandError("none of the images could be read")
-    return lines, failed
+    return [(path.name, pixels, None) for path, pixels in found], len(found) < len(files)
 
 
 def _from_data(reading: Reading, count: int) -> list[Line]:

@@ -25,6 +25,8 @@ from cvattn.harness.resume import resume_arguments, saved_choices
 # Hydra's own flags, which it answers without running anything.
 _INFORM = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
 _SHELL = {"--shell-completion", "-sc"}
+# Groups that every run has one choice of.
+_ONE_EACH = {"data", "model", "recipe", "task", "trainer"}
 # Groups that are for several runs: Hydra's plugin behind each, and the extra that installs it.
 _OF_A_SWEEP = {
     "sweep": ("hydra-optuna-sweeper", "sweep"),
@@ -81,7 +83,7 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
 def _is_for_several_runs(overrides: Sequence[Override]) -> bool:
     """Whether ``sweep=`` or ``launcher=`` is chosen; that they can run is seen to here."""
     named = {o.key_or_group: o for o in overrides}
-    chosen = [group for group in _OF_A_SWEEP if group in named and named[group].value() is not None]
+    chosen = [group for group in _OF_A_SWEEP if group in named and named[group].value()]
     for group in chosen:
         package, extra = _OF_A_SWEEP[group]
         try:
@@ -177,8 +179,11 @@ def _check_choice(override: Override, group: str, conf: Path) -> None:
         else [override.value()]
     )
     for choice in choices:
+        if choice is None or (choice == [] and group in _ONE_EACH):
+            none = "" if group in _ONE_EACH else f", or {group}=[] for none"
+            raise ConfigError(f"{override.input_line}: expected one of {', '.join(options)}{none}")
         for name in choice if isinstance(choice, list) else [choice]:
-            if name is not None and str(name) not in options:
+            if str(name) not in options:
                 near = did_you_mean(str(name), options)
                 listed = (
                     "" if near.startswith("; there are") else f" There are: {', '.join(options)}."

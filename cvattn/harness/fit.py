@@ -4,7 +4,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 
@@ -106,8 +106,8 @@ def fit(cfg: DictConfig) -> float:
 
 
 def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
-    more = [build(n, f"callbacks.{key}") for key, n in (run.cfg.callbacks or {}).items()]
-    loggers = [build(n, f"logger.{key}") for key, n in (run.cfg.logger or {}).items()]
+    more = [build(n, f"callbacks.{key}") for key, n in (run.cfg.get("callbacks") or {}).items()]
+    loggers = [build(n, f"logger.{key}") for key, n in (run.cfg.get("logger") or {}).items()]
     for logger in loggers:
         if isinstance(logger, CSVLog):
             logger.forget_from(run.done)
@@ -118,6 +118,7 @@ def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
         logger=loggers,
         default_root_dir=str(run.folder),
         enable_progress_bar=False,  # ours is among the callbacks
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in more),
         use_distributed_sampler=False,  # the loaders know their rank
     )
 

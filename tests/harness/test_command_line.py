@@ -21,6 +21,9 @@ WRONG = [
     (["trainer.strategy=ddp", "model=vit,sagan", "--multirun"], r"cannot run inside a multirun"),
     (["ckpt_path=nowhere.ckpt"], r"no checkpoint at nowhere\.ckpt"),
     (["model=vit,vgg", "-m"], r"model=vgg: no such choice"),
+    (["logger=null"], r"logger=null: expected one of csv, .* or logger=\[\] for none"),
+    (["data=null"], r"data=null: expected one of .*cifar10, [^\[]*$"),
+    (["model=[]"], r"model=\[\]: expected one of reader, sagan"),
 ]
 
 
@@ -38,6 +41,7 @@ def test_mistakes_are_named_with_what_is_near(arguments, message):
         ["model=vit", "recipe=sagan", "logger=tensorboard"],
         ["seed=1,2", "model=vit,sagan", "-m"],
         ["~logger", "seed=null"],
+        ["logger=[]", "callbacks=[]"],
         ["--help"],
         ["--cfg", "job"],
         ["hydra.run.dir=/tmp/elsewhere"],

@@ -135,6 +135,12 @@ def test_mixing_reaches_the_training(run, tmp_path, option):
     assert not torch.equal(mixed[name], plain[name])
 
 
+def test_without_callbacks_and_loggers_only_the_result_is_written(run, tmp_path):
+    run([*TINY, "callbacks=[]", "logger=[]"])
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert written == {"attention.png", "config.yaml", "summary.json"}
+
+
 def test_smaller_images_at_first(run, tmp_path):
     """6 steps: 2 at 16 pixels, 2 at 24, 2 at 32; the cost counts them as they are."""
     phases = "recipe.resizing=[[0.5,0.333],[0.75,0.333]]"

@@ -9,7 +9,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from cvattn.harness import check_command_line, fit, keep_freed_memory, plain_errors
+from cvattn.harness import check_command_line, keep_freed_memory, plain_errors, run_job
 
 CONF = Path(__file__).parent / "conf"
 
@@ -17,8 +17,7 @@ CONF = Path(__file__).parent / "conf"
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float:
     keep_freed_memory()
-    with plain_errors():
-        return fit(cfg)
+    return run_job(cfg)
 
 
 if __name__ == "__main__":

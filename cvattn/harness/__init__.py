@@ -5,6 +5,7 @@ from cvattn.harness.command_line import check_command_line
 from cvattn.harness.csv_log import CSVLog
 from cvattn.harness.errors import ConfigError, TrainingStopped
 from cvattn.harness.fit import fit
+from cvattn.harness.job import run_job
 from cvattn.harness.memory import keep_freed_memory
 from cvattn.harness.shell import plain_errors
 from cvattn.harness.sweep_table import SweepTable
@@ -19,4 +20,5 @@ __all__ = [
     "fit",
     "keep_freed_memory",
     "plain_errors",
+    "run_job",
 ]

@@ -25,6 +25,7 @@ from cvattn.harness.resume import resume_arguments, saved_choices
 # Hydra's own flags, which it answers without running anything.
 _INFORM = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
 _SHELL = {"--shell-completion", "-sc"}
+_MULTIRUN = {"-m", "--multirun"}
 # Groups that every run has one choice of.
 _ONE_EACH = {"data", "model", "recipe", "task", "trainer"}
 # Groups that are for several runs: Hydra's plugin behind each, and the extra that installs it.
@@ -49,12 +50,12 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
     if set(arguments) & (_INFORM | _SHELL):
         return arguments
     conf = Path(conf).absolute()
-    multirun = bool({"-m", "--multirun"} & set(arguments))
     overrides = [_parse(text) for text in arguments if not text.startswith("-")]
-    if _is_for_several_runs(overrides) and not multirun:
-        arguments.append("--multirun")
-        multirun = True
-    if not multirun:
+    multirun = _is_for_several_runs(overrides) or bool(_MULTIRUN & set(arguments))
+    if multirun:
+        # Hydra's parser takes the flag before or behind all overrides, not between them.
+        arguments = [text for text in arguments if text not in _MULTIRUN] + ["--multirun"]
+    else:
         # The keys that exist are those of the run that is continued, not of the defaults.
         added = _choices_of_the_run(overrides, conf)
         arguments += added

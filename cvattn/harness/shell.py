@@ -13,17 +13,18 @@ from cvattn.harness.errors import ConfigError, TrainingStopped
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Show what is the user's to mend as a message on stderr, and leave with 2 (or 1: stopped)."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         yield
-    except ConfigError as error:
-        console.print("error:", style="bold red", end=" ")
-        console.print(str(error), markup=False)
-        raise SystemExit(2) from None
-    except TrainingStopped as error:
-        console.print("stopped:", style="bold red", end=" ")
-        console.print(str(error), markup=False)
-        raise SystemExit(1) from None
+    except (ConfigError, TrainingStopped) as error:
+        show_error(error)
+        raise SystemExit(1 if isinstance(error, TrainingStopped) else 2) from None
+
+
+def show_error(error: ConfigError | TrainingStopped) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    title = "stopped:" if isinstance(error, TrainingStopped) else "error:"
+    console.print(title, style="bold red", end=" ")
+    console.print(str(error), markup=False)
 
 
 def quiet() -> None:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from cvattn.harness.job import ERROR
 from cvattn.harness.paths import short
 
 
@@ -18,25 +19,37 @@ class SweepTable(Callback):
 
     Nothing is said of the test set: a sweep chooses, and what is chosen by a figure cannot be
     judged by it.
+
+    Jobs that failed are listed below it, and the command ends with 1.
     """
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        rows = sweep_rows(folder)
-        if not rows:
-            return
-        with (folder / "sweep.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        table = Table(title=f"{len(rows)} runs", title_justify="left")
-        for name in rows[0]:
-            table.add_column(name, justify="right", overflow="fold", no_wrap=name == "run")
-        for row in rows:
-            table.add_row(*map(_readable, row.values()))
         console = Console(highlight=False)
-        console.print(table)
-        console.print(f"The table is in {short(folder)}/sweep.csv, each run in its folder beside.")
+        rows = sweep_rows(folder)
+        if rows:
+            with (folder / "sweep.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+            console.print(_table(rows))
+            where = f"{short(folder)}/sweep.csv"
+            console.print(f"The table is in {where}, each run beside it.", soft_wrap=True)
+        failed = sorted(folder.glob(f"*/{ERROR}"))
+        for path in failed:
+            console.print(f"{path.parent.name} failed:", style="bold red", end=" ")
+            console.print(path.read_text().partition("\n")[0], markup=False, soft_wrap=True)
+        if failed:
+            raise SystemExit(1)
+
+
+def _table(rows: list[dict[str, str]]) -> Table:
+    table = Table(title="finished runs, best first", title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, justify="right", overflow="fold", no_wrap=name == "run")
+    for row in rows:
+        table.add_row(*map(_readable, row.values()))
+    return table
 
 
 def sweep_rows(folder: Path) -> list[dict[str, str]]:

@@ -39,7 +39,7 @@ def test_mistakes_are_named_with_what_is_near(arguments, message):
         [],
         TINY,
         ["model=vit", "recipe=sagan", "logger=tensorboard"],
-        ["seed=1,2", "model=vit,sagan", "-m"],
+        ["seed=1,2", "model=vit,sagan", "--multirun"],
         ["~logger", "seed=null"],
         ["logger=[]", "callbacks=[]"],
         ["--help"],
@@ -50,6 +50,11 @@ def test_mistakes_are_named_with_what_is_near(arguments, message):
 def test_what_is_right_goes_through_unchanged(arguments, monkeypatch):
     monkeypatch.setenv("CVATTN_OFFLINE", "1")
     assert check_command_line(arguments, CONF) == arguments
+
+
+def test_the_multirun_flag_may_stand_anywhere():
+    arguments = ["model=vit", "-m", "seed=1,2"]
+    assert check_command_line(arguments, CONF) == ["model=vit", "seed=1,2", "--multirun"]
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):

@@ -68,6 +68,25 @@ def test_the_table_has_what_differs_and_the_best_first(tmp_path):
     assert sweep_rows(tmp_path / "nowhere") == []
 
 
+def test_a_job_that_fails_does_not_take_the_others_with_it(tmp_path):
+    """Two cannot be built, one becomes NaN, the last one trains."""
+    output = train(
+        *(*TINY, "-m", "model.attention_after=[stage9],[stage1]", "recipe.optimizer.lr=1e30,0.2"),
+        cwd=tmp_path,
+        code=1,
+    )
+    (folder,) = (tmp_path / "multirun").iterdir()
+    errors = {path.parent.name[0]: path.read_text() for path in folder.glob("*/error.txt")}
+    assert sorted(errors) == ["0", "1", "2"]
+    assert "stage9" in errors["0"]
+    assert "the loss became nan" in errors["2"]
+    rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
+    assert [row["run"][0] for row in rows] == ["3"]
+    end = output[output.index("sweep.csv") :]
+    assert "2_sagan_digits failed: the loss became nan" in end
+    assert "Traceback" not in output
+
+
 @pytest.mark.slow
 def test_optuna_maximises_the_best_validation_accuracy(tmp_path):
     needs("hydra-optuna-sweeper")

@@ -1,0 +1,40 @@
+"""One job of a command line: a run of its own, or one of several."""
+
+import traceback
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from cvattn.harness.errors import ConfigError, TrainingStopped
+from cvattn.harness.fit import fit
+from cvattn.harness.shell import plain_errors, show_error
+
+ERROR = "error.txt"
+
+
+def run_job(cfg: DictConfig) -> float:
+    """:func:`fit` for ``train.py``: what is the user's to mend becomes a message.
+
+    One job of a multirun that fails does not take the others with it. Its message goes into
+    ``error.txt`` in its folder, and its accuracy is 0: a search learns to avoid such values.
+
+    Raises:
+        SystemExit: a run of its own failed; or, of any run, Ctrl-C and SIGTERM.
+    """
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        with plain_errors():
+            return fit(cfg)
+    try:
+        return fit(cfg)
+    except (ConfigError, TrainingStopped) as error:
+        show_error(error)
+        message = str(error)
+    except Exception as error:  # out of memory, say
+        traceback.print_exc()
+        message = f"{type(error).__name__}: {error}"
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR).write_text(message + "\n")
+    return 0.0

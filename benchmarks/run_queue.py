@@ -193,7 +193,7 @@ def row_of(job: Job, folder: Path) -> dict[str, object]:
         "precision": summary["precision"],
         **{key: facts[key] for key in ("cpu", "bf16_instructions", "torch", "date")},
         "cores": machine.cores(),
-        "commit": summary["commit"],
+        "commit": " ".join(filter(None, [*summary["earlier_commits"], summary["commit"]])),
     }
 
 

@@ -17,6 +17,7 @@ from cvattn.data import DataModule, Facts
 from cvattn.harness.decisions import Decision, decide
 from cvattn.harness.errors import ConfigError
 from cvattn.harness.precision import probe_precision
+from cvattn.harness.provenance import commit
 from cvattn.harness.resume import run_folder, saved_config
 from cvattn.harness.settle import build, settle
 from cvattn.tasks import NetworkTask
@@ -35,6 +36,7 @@ class Run:
         macs: multiply-accumulates of the network for one sample of the data's typical size.
         done: epochs that are behind a continued run.
         notes: what was decided for the user, for the panel.
+        commits: of the code; those that a continued run ran on before come first.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Run:
     done: int
     notes: list[str]
     overrides: list[str]
+    commits: list[str | None]
 
     def macs_at(self, size: tuple[int, ...]) -> int:
         """For one sample of that size."""
@@ -72,10 +75,12 @@ def assemble(cfg: DictConfig) -> Run:
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
     overrides = list(hydra.overrides.task) if hydra else []
     choices = {k: v for k, v in hydra.runtime.choices.items() if "/" not in k} if hydra else {}
-    ckpt_path, done = cfg.ckpt_path, 0
+    ckpt_path, done, commits = cfg.ckpt_path, 0, [commit()]
     if ckpt_path is not None:
         saved = checkpoint.read(ckpt_path)
-        choices, done = saved["cvattn"]["meta"]["choices"], saved["epoch"] + 1
+        before = saved["cvattn"]["meta"]
+        choices, done = before["choices"], saved["epoch"] + 1
+        commits = [one for one in before.get("commits", []) if one not in commits] + commits
         cfg = saved_config(ckpt_path, overrides)
         cfg.run_dir = str(run_folder(ckpt_path))
     cfg = cfg.copy()
@@ -107,6 +112,7 @@ def assemble(cfg: DictConfig) -> Run:
         "config": resolved,
         "source_config": OmegaConf.to_container(cfg, resolve=False),
         "choices": dict(choices),
+        "commits": commits,
     }
     arguments = {k: v for k, v in resolved["model"].items() if not k.startswith("_")}
     return Run(
@@ -125,6 +131,7 @@ def assemble(cfg: DictConfig) -> Run:
         done=done,
         notes=notes,
         overrides=overrides,
+        commits=commits,
     )
 
 

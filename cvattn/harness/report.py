@@ -1,24 +1,19 @@
 """What a person reads at the start and the end of a run, and ``summary.json``."""
 
 import json
-import os
-import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-import cvattn
 from cvattn.cost import count_parameters
 from cvattn.data import Facts
 from cvattn.harness.assemble import Run
 from cvattn.harness.paths import short
+from cvattn.harness.provenance import machine, versions
 from cvattn.maps import attention_modules
 
 
@@ -118,59 +113,10 @@ def facts(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
         "machine": machine(trainer.strategy.root_device),
         "processes": trainer.world_size,
         "versions": versions(),
-        "commit": commit(),
+        "commit": run.commits[-1],
+        "earlier_commits": run.commits[:-1],
         "overrides": run.overrides,
     }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What it ran on, without names of hosts or people."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [
-            line.partition(":")[2].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        processor = models[0] if models else processor
-    return {
-        "system": platform.system(),
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-    }
-
-
-def versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "cvattn": cvattn.__version__,
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),
-        "pytorch_lightning": version("pytorch_lightning"),
-    }
-
-
-def commit() -> str | None:
-    """The commit of the checkout that runs, with "+changes" if it differs; None outside git."""
-    if not (Path(cvattn.__file__).parents[1] / ".git").exists():
-        return None  # installed from a wheel, maybe inside somebody's own repository
-    try:
-        found = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found + ("+changes" if changed else "")
-
-
-def _git(*arguments: str) -> str:
-    folder = Path(cvattn.__file__).parent
-    done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-    )
-    return done.stdout.strip()
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

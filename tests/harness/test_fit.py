@@ -160,8 +160,10 @@ def continued(composed, tmp_path, *overrides):
     return fit(composed([f"ckpt_path={path}", *overrides]))
 
 
-def test_continuing_restores_the_configuration_and_appends(run, composed, tmp_path):
+def test_continuing_restores_the_configuration_and_appends(run, composed, tmp_path, monkeypatch):
+    monkeypatch.setattr("cvattn.harness.assemble.commit", lambda: "a")
     run([*TINY, "trainer.max_epochs=2"])
+    monkeypatch.setattr("cvattn.harness.assemble.commit", lambda: "b")
     before = read_metrics(tmp_path / "run" / "metrics.csv")
     continued(composed, tmp_path, "trainer.max_epochs=3")
     after = read_metrics(tmp_path / "run" / "metrics.csv")
@@ -170,6 +172,7 @@ def test_continuing_restores_the_configuration_and_appends(run, composed, tmp_pa
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["epochs"] == 3
     assert summary["images"] == 900  # of the whole run
+    assert (summary["earlier_commits"], summary["commit"]) == (["a"], "b")
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").model.widths == [4, 8, 5]
 
 

@@ -8,6 +8,7 @@ from cvattn.core.decoder import Decoder, DecoderLayer
 from cvattn.core.encoder import Encoder, EncoderLayer
 from cvattn.core.feed_forward import FeedForward
 from cvattn.core.multi_head import MultiHeadAttention
+from cvattn.core.relative_bias import RelativeGridBias
 from cvattn.core.residual import DropPath, LayerScale
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "FeedForward",
     "LayerScale",
     "MultiHeadAttention",
+    "RelativeGridBias",
     "attention",
     "attention_weights",
     "masks",

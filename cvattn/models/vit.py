@@ -3,9 +3,10 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvattn.core import Encoder
+from cvattn.core import Encoder, RelativeGridBias
 from cvattn.core.feed_forward import Activation
 from cvattn.core.positions import LearnedGridPositions, resample_grid, sincos_2d
 from cvattn.models.image_input import check_image_size, check_images
@@ -31,6 +32,9 @@ class VisionTransformer(nn.Module):
         embed_dim, num_heads, ffn_dim, num_layers: of the encoder.
         pool: "mean" of the tokens, or a class token, "cls".
         positions: "learned" or "sincos" (fixed).
+        relative_bias: a bias on the scores for each offset between two tokens too, which begins
+            local (:class:`cvattn.core.RelativeGridBias`); one for all layers. Small data sets
+            profit; timm's networks have none.
         dropout, drop_path, layer_scale, activation, norm_eps: as in :class:`cvattn.core.Encoder`.
 
     Shape:
@@ -57,6 +61,7 @@ class VisionTransformer(nn.Module):
         num_layers: int = 6,
         pool: Literal["mean", "cls"] = "mean",
         positions: Literal["learned", "sincos"] = "learned",
+        relative_bias: bool = False,
         dropout: float = 0.0,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
@@ -90,6 +95,7 @@ class VisionTransformer(nn.Module):
         )
         if self.positions is None:
             self.register_buffer("fixed", sincos_2d(*self.grid, embed_dim), persistent=False)
+        self.relative_bias = RelativeGridBias(num_heads, self.grid) if relative_bias else None
         self.dropout = nn.Dropout(dropout)
         self.encoder = Encoder(
             embed_dim,
@@ -121,6 +127,8 @@ class VisionTransformer(nn.Module):
             self.positions.resample(grid)
         else:
             self.fixed = resample_grid(self.fixed, self.grid, grid)
+        if self.relative_bias is not None:
+            self.relative_bias.resample(grid)
         self.image_size, self.grid = (height, width), grid
 
     def tokens(self, images: Tensor) -> Tensor:
@@ -142,8 +150,16 @@ class VisionTransformer(nn.Module):
             x = torch.cat([token, x], dim=1)
         return self.dropout(x)
 
+    def bias(self, images: Tensor) -> Tensor | None:
+        """What the encoder adds to the scores of :meth:`tokens`, (1, heads, N, N) or None."""
+        if self.relative_bias is None:
+            return None
+        height, width = (side // self.patch_size for side in images.shape[-2:])
+        prefix = self.num_prefix_tokens
+        return F.pad(self.relative_bias((height, width)), (prefix, 0, prefix, 0))[None]
+
     def forward(self, images: Tensor) -> Tensor:
-        x = self.encoder(self.tokens(images))
+        x = self.encoder(self.tokens(images), attn_bias=self.bias(images))
         return self.head(x.mean(dim=1) if self.class_token is None else x[:, 0])
 
 

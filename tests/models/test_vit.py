@@ -26,6 +26,7 @@ def test_all_forms_forward_and_backward(
 ):
     model = make(
         7,
+        relative_bias=True,
         in_channels=in_channels,
         image_size=image_size,
         patch_size=patch_size,
@@ -96,6 +97,44 @@ def test_trap_14_another_image_size_is_refused_and_in_training_resampled(shape, 
     model.resample(shape)
     assert_near(model.tokens(batch), model.stem(batch).flatten(2).transpose(1, 2) + moved, 1e-6)
     assert model(batch).shape == (2, 3)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_the_relative_bias_is_on_the_scores_of_every_layer(pool):
+    """Against the layers one by one, each with the table's number for each pair of tokens."""
+    model = make(pool=pool, relative_bias=True).eval()
+    torch.nn.init.normal_(model.relative_bias.table)
+    batch, prefix = torch.randn(2, 3, 6, 10), int(pool == "cls")
+    bias = torch.zeros(3, 15 + prefix, 15 + prefix)  # nothing from or to the class token
+    for query in range(15):
+        for key in range(15):
+            offset = model.relative_bias.table[
+                :, key // 5 - query // 5 + 2, key % 5 - query % 5 + 4
+            ]
+            bias[:, prefix + query, prefix + key] = offset
+    x = model.tokens(batch)
+    for layer in model.encoder.layers:
+        x = layer(x, attn_bias=bias[None])
+    x = model.encoder.norm(x)
+    want = model.head(x.mean(1) if pool == "mean" else x[:, 0])
+    assert_near(model(batch), want, 1e-5)
+    with torch.no_grad():
+        model.relative_bias.table.zero_()
+    assert (model(batch) - want).abs().max() > 1e-2
+
+
+def test_the_relative_bias_of_other_image_sizes():
+    model = make(relative_bias=True, image_size=(8, 12))
+    for shape in [(6, 10), (10, 14)]:
+        assert model(torch.randn(2, 3, *shape)).shape == (2, 5)  # in training
+    batch, table = torch.randn(2, 3, 8, 12), model.relative_bias.table.detach().clone()
+    before = model.eval()(batch)
+    model.resample((10, 14))
+    assert model(torch.randn(2, 3, 10, 14)).shape == (2, 5)
+    assert torch.equal(model.relative_bias.table[:, 1:-1, 1:-1], table)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.resample((8, 12))
+        assert_near(model(batch).float(), before, 0.1)
 
 
 def test_wrong_channels_and_missing_batch():

@@ -14,7 +14,8 @@ PUBLIC = {
     "cvattn": "Decoder Encoder MultiHeadAttention SAGANClassifier SelfAttention2d Transformer "
     "VisionTransformer capture_attention insert_attention load remove_attention split_parameters",
     "cvattn.core": "Alphabet Decoder DecoderCache DecoderLayer DropPath Encoder EncoderLayer "
-    "FeedForward LayerScale MultiHeadAttention attention attention_weights masks positions",
+    "FeedForward LayerScale MultiHeadAttention RelativeGridBias attention attention_weights masks "
+    "positions",
     "cvattn.blocks": "SelfAttention2d insert_attention remove_attention split_parameters",
     "cvattn.models": "Reader SAGANClassifier TimmCNN Transformer VisionTransformer",
     "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_heat "

@@ -17,16 +17,17 @@ def make(num_classes: int = 5, **options) -> VisionTransformer:
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 @pytest.mark.parametrize("stem", ["patch", "conv"])
 @pytest.mark.parametrize("positions", ["learned", "sincos"])
+@pytest.mark.parametrize("relative_bias", [False, True])
 @pytest.mark.parametrize(
     ("in_channels", "image_size", "patch_size", "tokens"),
     [(1, (6, 10), 2, 15), (3, (8, 4), 4, 2), (5, (16, 24), 8, 6)],
 )
 def test_all_forms_forward_and_backward(
-    pool, stem, positions, in_channels, image_size, patch_size, tokens
+    pool, stem, positions, relative_bias, in_channels, image_size, patch_size, tokens
 ):
     model = make(
         7,
-        relative_bias=True,
+        relative_bias=relative_bias,
         in_channels=in_channels,
         image_size=image_size,
         patch_size=patch_size,

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from oracles import assert_near, scalar
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cvattn.core import attention
 from cvattn.core.attention import Route, attend
@@ -56,3 +57,57 @@ def test_nothing_but_nan_is_nan(size, dtype):
     assert attention(query, gone, key).isnan().all()
     assert attention(query, key, gone).isnan().all()
     assert attention(query * math.nan, key, key).isnan().all()
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("hides", [False, True])
+@pytest.mark.parametrize("said", ["mask", "bias"])
+@pytest.mark.parametrize(("route", "width"), [("fused", 3), ("direct", 3)])
+def test_guards_cost_nothing_where_nothing_is_hidden(route, width, said, hides, monkeypatch):
+    monkeypatch.setattr(attend, "choose_route", lambda call: Route(route, "forced", {}))
+    query, key, value = (torch.randn(2, 3, n, width) for n in (LENGTH, 7, 7))
+    mask = torch.ones(LENGTH, 7, dtype=torch.bool)
+    mask[1, 2] = not hides
+    bias = torch.randn(3, LENGTH, 7)[None].masked_fill(~mask, -math.inf)
+    terms = {"attn_mask": mask} if said == "mask" else {"attn_bias": bias}
+    with Operators() as operators:
+        output = attention(query, key, value, **terms)
+    assert ("nan_to_num" in operators.names) == hides
+    scores = query @ key.mT / math.sqrt(width)
+    scores = scores.masked_fill(~mask, -math.inf) if said == "mask" else scores + bias
+    assert_near(output, scores.softmax(-1) @ value, 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace.:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_a_traced_program_hides_though_its_example_did_not():
+    tensors = [torch.randn(2, 3, n, 4) for n in (LENGTH, 7, 7)]
+    mask = torch.ones(LENGTH, 7, dtype=torch.bool)
+
+    def call(query, key, value, attn_mask):
+        return attention(query, key, value, attn_mask=attn_mask)
+
+    traced = torch.jit.trace(call, (*tensors, mask))
+    hiding = mask.clone()
+    hiding[:, 2] = False
+    assert_near(traced(*tensors, hiding), call(*tensors, hiding), 1e-6)
+    assert (traced(*tensors, hiding) - traced(*tensors, mask)).abs().max() > 1e-3
+
+
+def test_vmap_over_biases():
+    tensors = [torch.randn(2, 3, n, 4) for n in (LENGTH, 7, 7)]
+    biases = torch.randn(4, LENGTH, 7)
+    biases[1, 0, 3] = -math.inf
+    found = torch.func.vmap(lambda bias: attention(*tensors, attn_bias=bias))(biases)
+    for output, bias in zip(found, biases, strict=True):
+        assert_near(output, attention(*tensors, attn_bias=bias), 1e-6)

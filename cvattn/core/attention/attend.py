@@ -53,8 +53,8 @@ def attention(
 
     Returns:
         (B, heads, L, Ev). A query that may attend to nothing gets 0, with finite gradients. NaN or
-        infinity in a key or value that is hidden from a query does not reach it; under a mask, a
-        query that may attend to one gets NaN.
+        infinity in a key or value that is hidden from a query does not reach it; where something
+        is hidden, a query that may attend to one gets NaN.
 
     Raises:
         ValueError: shapes that do not fit, or ambiguous mask shapes.

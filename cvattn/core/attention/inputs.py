@@ -93,7 +93,10 @@ def merge_allowed(
     is_causal: bool,
     rows: Tensor | None = None,
 ) -> Tensor | None:
-    """One bool mask (True = may attend) from mask, causality and -inf in the bias, or None."""
+    """One bool mask (True = may attend) from mask, causality and -inf in the bias.
+
+    None where nothing is hidden, as far as that is known: what is hidden has to be guarded against.
+    """
     length, key_length = query.shape[2], key.shape[2]
     allowed = take_rows(attn_mask, length, rows)
     if attn_bias is not None:
@@ -104,7 +107,17 @@ def merge_allowed(
         chosen = torch.arange(length, device=query.device) if rows is None else rows
         causal = causal_rows(length, key_length, chosen)
         allowed = causal if allowed is None else allowed & causal
-    return allowed
+    return None if allowed is None or _hides_nothing(allowed) else allowed
+
+
+def _hides_nothing(allowed: Tensor) -> bool:
+    """Whether all of it is True. False also where one cannot ask, or must wait for the answer."""
+    if allowed.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    try:
+        return bool(allowed.all())
+    except RuntimeError:  # its values are not at hand: torch.func.vmap, fake tensors
+        return False
 
 
 @overload

@@ -89,7 +89,8 @@ def test_guards_cost_nothing_where_nothing_is_hidden(route, width, said, hides, 
     assert_near(output, scores.softmax(-1) @ value, 1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace.:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace.:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_traced_program_hides_though_its_example_did_not():
     tensors = [torch.randn(2, 3, n, 4) for n in (LENGTH, 7, 7)]
     mask = torch.ones(LENGTH, 7, dtype=torch.bool)

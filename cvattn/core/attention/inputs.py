@@ -112,7 +112,8 @@ def merge_allowed(
 
 def _hides_nothing(allowed: Tensor) -> bool:
     """Whether all of it is True. False also where one cannot ask, or must wait for the answer."""
-    if allowed.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if tracing or allowed.device.type != "cpu":
         return False
     try:
         return bool(allowed.all())

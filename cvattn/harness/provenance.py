@@ -43,12 +43,16 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that runs, with "+changes" if it differs; None outside git."""
+    """The commit of the checkout that runs, with "+changes" if it differs; None outside git.
+
+    Rows that earlier runs left in ``results/`` are no difference: no run depends on them.
+    """
     if not (Path(cvattn.__file__).parents[1] / ".git").exists():
         return None  # installed from a wheel, maybe inside somebody's own repository
     try:
         found = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
+        but = (":(top)", ":(top,exclude)results")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *but)
     except (OSError, subprocess.SubprocessError):
         return None
     return found + ("+changes" if changed else "")

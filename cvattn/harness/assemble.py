@@ -75,11 +75,11 @@ def assemble(cfg: DictConfig) -> Run:
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
     overrides = list(hydra.overrides.task) if hydra else []
     choices = {k: v for k, v in hydra.runtime.choices.items() if "/" not in k} if hydra else {}
-    ckpt_path, done, commits = cfg.ckpt_path, 0, [commit()]
+    ckpt_path, done, steps, commits = cfg.ckpt_path, 0, 0, [commit()]
     if ckpt_path is not None:
         saved = checkpoint.read(ckpt_path)
         before = saved["cvattn"]["meta"]
-        choices, done = before["choices"], saved["epoch"] + 1
+        choices, done, steps = before["choices"], saved["epoch"] + 1, saved["global_step"]
         commits = [one for one in before.get("commits", []) if one not in commits] + commits
         cfg = saved_config(ckpt_path, overrides)
         cfg.run_dir = str(run_folder(ckpt_path))
@@ -89,12 +89,7 @@ def assemble(cfg: DictConfig) -> Run:
         drawn = decide(f"seed of {cfg.run_dir}", lambda: Decision(str(torch.seed() % 2**31), ""))
         cfg.seed = int(drawn.choice)
     data, notes = settle(cfg, overrides)
-    limit = cfg.trainer.max_epochs  # null or -1: trainer.max_steps says when to end
-    if limit is not None and 0 < limit <= done:
-        raise ConfigError(
-            f"the run in {cfg.run_dir} is complete after {done} epochs; to train on, set "
-            f"trainer.max_epochs to more than {done}"
-        )
+    _check_unfinished(cfg, epochs=done, steps=steps)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     info = _load(data)
     network = build(cfg.model, "model")
@@ -172,3 +167,14 @@ def _precision(cfg: DictConfig, network: nn.Module, info: Facts) -> Decision:
             network, *inputs, channels_last=bool(cfg.task.get("channels_last"))
         ),
     )
+
+
+def _check_unfinished(cfg: DictConfig, **done: int) -> None:
+    """Refuse to go on with a run that has no epoch or step left."""
+    for unit, count in done.items():
+        limit = cfg.trainer[f"max_{unit}"]  # null or -1: the other one says when to end
+        if limit is not None and 0 < limit <= count:
+            raise ConfigError(
+                f"the run in {cfg.run_dir} is complete after {count} {unit}; to train on, set "
+                f"trainer.max_{unit} to more than {count}"
+            )

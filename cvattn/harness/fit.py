@@ -98,6 +98,7 @@ def fit(cfg: DictConfig) -> float:
             "gamma": _part(metrics, "gamma/"),
             "parameters": count_parameters(run.network),
             "epochs": epochs,
+            "steps": trainer.global_step,
             **throughput.figures(run.macs_at, run.info.unit),
         }
         report.write_summary(run.folder / "summary.json", summary)

@@ -1,5 +1,6 @@
 """A run as it goes: one bar for the whole training, one line for each epoch."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -132,7 +133,7 @@ class ProgressLines(pl.Callback):
         accuracy = f"val {metrics['val/accuracy']:.1%}  " if "val/accuracy" in metrics else ""
         self._bar.update(
             self._task,
-            description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            description=f"epoch {trainer.current_epoch + 1}/{_epochs(trainer)}",
             completed=trainer.global_step,
             now=f"loss {float(loss):.3f}  {accuracy}{self._speed()}",
         )
@@ -141,7 +142,7 @@ class ProgressLines(pl.Callback):
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
-        parts = [f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"]
+        parts = [f"epoch {trainer.current_epoch + 1:>3}/{_epochs(trainer)}"]
         for key, text in (("train/loss", "loss {:.3f}"), ("train/accuracy", "train {:.1%}")):
             if key in metrics:
                 parts.append(text.format(float(metrics[key])))
@@ -165,3 +166,9 @@ class ProgressLines(pl.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _epochs(trainer: pl.Trainer) -> int:
+    """How many there will be, the last one cut short where ``trainer.max_steps`` ends the run."""
+    steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return math.ceil(trainer.estimated_stepping_batches / steps)

@@ -85,7 +85,10 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
             for command in run.info.commands
             if looks or not command.startswith("explore")
         ]
-        further = f"python train.py ckpt_path={path} trainer.max_epochs={2 * summary['epochs']}"
+        unit = (
+            "steps" if summary["steps"] == run.cfg.trainer.max_steps else "epochs"
+        )  # what ended it
+        further = f"python train.py ckpt_path={path} trainer.max_{unit}={2 * summary[unit]}"
         for command in (*commands, further):
             console.print(f"  {command}", soft_wrap=True)
 

@@ -80,10 +80,15 @@ def test_last_is_the_last_epoch_even_when_an_earlier_one_was_better(run, tmp_pat
     assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] == 0
 
 
-def test_steps_may_say_when_to_end(run, tmp_path):
+def test_steps_may_say_when_to_end(run, composed, tmp_path, capsys):
     run([*TINY, "trainer.max_epochs=null", "trainer.max_steps=4"])
+    printed = capsys.readouterr().out
+    assert "epoch   1/2 " in printed
+    assert "trainer.max_steps=8" in printed
+    with pytest.raises(ConfigError, match=r"complete after 4 steps"):
+        continued(composed, tmp_path)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["images"] == 400
+    assert (summary["images"], summary["steps"]) == (400, 4)
     # The fourth step is the first of a second epoch: what is reported is after it.
     network = cvattn.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
     data = DigitsData()

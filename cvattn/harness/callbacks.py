@@ -69,6 +69,23 @@ class StopWhenNotFinite(pl.Callback):
         self._bad = None
 
 
+class ValidateAtTheLastStep(pl.Callback):
+    """Where ``trainer.max_steps`` ends the run within an epoch, validates there, as at its end."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = (
+                True  # the run is over anyway; Lightning validates before it stops
+            )
+
+
 class SavedContents(pl.Callback):
     """Puts into every checkpoint what ``cvattn.load`` and ``ckpt_path=`` need: plain values."""
 

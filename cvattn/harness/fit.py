@@ -16,6 +16,7 @@ from cvattn.harness.callbacks import (
     SavedContents,
     SayHowToContinue,
     StopWhenNotFinite,
+    ValidateAtTheLastStep,
 )
 from cvattn.harness.csv_log import CSVLog
 from cvattn.harness.drawing import draw_run
@@ -48,6 +49,7 @@ def fit(cfg: DictConfig) -> float:
         [
             throughput,
             StopWhenNotFinite(),
+            ValidateAtTheLastStep(),
             ReseedEachBatch(run.cfg.seed),
             SavedContents(run.entry),
             ProgressLines(console, throughput, run.info.unit),
@@ -67,9 +69,6 @@ def fit(cfg: DictConfig) -> float:
         trainer.fit(run.task, datamodule=run.data, ckpt_path=run.ckpt_path, weights_only=True)
         metrics: dict[str, Any] = dict(trainer.callback_metrics)
         epochs = trainer.current_epoch
-        if trainer.fit_loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches:
-            # trainer.max_steps ended it within an epoch, and the last validation was before that.
-            metrics |= trainer.validate(run.task, datamodule=run.data, verbose=False)[0]
         # With the last weights: the test set has no say in which ones. With
         # trainer.limit_test_batches=0 there is nothing to say.
         tested = next(iter(trainer.test(run.task, datamodule=run.data, verbose=False)), {})

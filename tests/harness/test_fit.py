@@ -88,7 +88,9 @@ def test_steps_may_say_when_to_end(run, composed, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"complete after 4 steps"):
         continued(composed, tmp_path)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["images"], summary["steps"]) == (400, 4)
+    assert (summary["images"], summary["steps"], summary["epochs"]) == (400, 4, 2)
+    metrics = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [epoch for epoch, row in metrics.items() if "val/loss" in row] == [0, 1]
     # The fourth step is the first of a second epoch: what is reported is after it.
     network = cvattn.load(tmp_path / "run" / "checkpoints" / "last.ckpt")
     data = DigitsData()

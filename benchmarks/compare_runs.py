@@ -28,8 +28,9 @@ def main() -> int:
         return 2
     runs = by_seed(rows)
     console.print(table(runs, {row["run"]: float(row["pflop"]) for row in rows}))
-    draw(runs, path.with_suffix(".png"), title=rows[0]["data"])
-    console.print(f"picture: {path.with_suffix('.png').name}")
+    picture = path.with_name(f"{path.stem}_compared.png")  # the queue's own has the curves
+    draw(runs, picture, title=rows[0]["data"])
+    console.print(f"picture: {picture.name}")
     return 0
 
 

@@ -81,9 +81,7 @@ class ValidateAtTheLastStep(pl.Callback):
         batch_idx: int,
     ) -> None:
         if trainer.global_step == trainer.max_steps:
-            trainer.should_stop = (
-                True  # the run is over anyway; Lightning validates before it stops
-            )
+            trainer.should_stop = True  # it is over anyway; Lightning validates before it stops
 
 
 class SavedContents(pl.Callback):

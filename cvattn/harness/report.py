@@ -85,9 +85,8 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
             for command in run.info.commands
             if looks or not command.startswith("explore")
         ]
-        unit = (
-            "steps" if summary["steps"] == run.cfg.trainer.max_steps else "epochs"
-        )  # what ended it
+        # More of what ended it.
+        unit = "steps" if summary["steps"] == run.cfg.trainer.max_steps else "epochs"
         further = f"python train.py ckpt_path={path} trainer.max_{unit}={2 * summary[unit]}"
         for command in (*commands, further):
             console.print(f"  {command}", soft_wrap=True)

@@ -129,7 +129,8 @@ class LearnedGridPositions(nn.Module):
                 f"positions were learned on a grid of {self._size} tokens (H, W), the input has "
                 f"{size}; resize the image, or call resample({size}) first"
             )
-        return x + resample_grid(self.table, self._size, size)
+        # In the tokens' type: added in float32, every layer after would first cast its input down.
+        return x + resample_grid(self.table, self._size, size).to(x.dtype)
 
     @torch.no_grad()
     def resample(self, grid: tuple[int, int]) -> None:

@@ -26,9 +26,9 @@ class VisionTransformer(nn.Module):
             may have other such sizes: their positions are resampled.
         patch_size: side of the square that becomes one token.
         stem: "patch" = one convolution of that size and stride, as in the paper; "conv" = 3x3
-            convolutions of stride 2 with batch norm (Xiao et al., "Early Convolutions Help
-            Transformers See Better", 2021), which small data sets prefer; ``patch_size`` is then a
-            power of 2.
+            convolutions and max pooling, which small data sets prefer (Hassani et al., "Escaping
+            the Big Data Paradigm with Compact Transformers", 2021; here with batch norm, and a
+            convolution after the last pooling); ``patch_size`` is then a power of 2.
         embed_dim, num_heads, ffn_dim, num_layers: of the encoder.
         pool: "mean" of the tokens, or a class token, "cls".
         positions: "learned" or "sincos" (fixed).
@@ -169,15 +169,15 @@ def _check_divisible(image_size: tuple[int, int], patch_size: int) -> None:
 
 
 def _conv_stem(in_channels: int, embed_dim: int, patch_size: int) -> nn.Sequential:
-    """Halve the map log2(patch_size) times, doubling the channels up to ``embed_dim``."""
+    """Halve the map log2(patch_size) times by pooling, doubling the channels on the way."""
     halvings = patch_size.bit_length() - 1
     if 2**halvings != patch_size or halvings < 1:
         raise ValueError(f"stem='conv' needs a patch_size of 2, 4, 8, ..., got {patch_size}")
     layers: list[nn.Module] = []
     before = in_channels
     for index in range(halvings):
-        width = max(1, embed_dim >> (halvings - 1 - index))
-        layers += [nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False)]
+        width = max(1, embed_dim >> (halvings - index))
+        layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2)]
         layers += [nn.BatchNorm2d(width), nn.GELU()]
         before = width
-    return nn.Sequential(*layers, nn.Conv2d(before, embed_dim, 1))
+    return nn.Sequential(*layers, nn.Conv2d(before, embed_dim, 3, padding=1))

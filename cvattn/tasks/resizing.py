@@ -15,12 +15,13 @@ class ProgressiveResizing:
     Args:
         phases: (scale, share) in turn: for that share of all steps, both sides are scale times as
             long. What the shares leave of the steps is at full size.
+        multiple_of: pixels that both sides are rounded to, such as the side of a ViT's patches.
 
     Raises:
         ValueError: a scale outside (0, 1]; shares that are not positive or sum to more than 1.
     """
 
-    def __init__(self, phases: Sequence[tuple[float, float]]) -> None:
+    def __init__(self, phases: Sequence[tuple[float, float]], *, multiple_of: int = 1) -> None:
         for scale, share in phases:
             if not 0.0 < scale <= 1.0:
                 raise ValueError(f"resizing: the scale {scale} must be in (0, 1]")
@@ -30,6 +31,7 @@ class ProgressiveResizing:
         if total > 1.0 + 1e-9:
             raise ValueError(f"resizing: the shares sum to {total:g}, more than all steps")
         self.phases = [(float(scale), float(share)) for scale, share in phases]
+        self.multiple_of = multiple_of
 
     def scale_at(self, progress: float) -> float:
         """Of the images, when that share of the steps is done."""
@@ -41,9 +43,9 @@ class ProgressiveResizing:
         return 1.0
 
     def __call__(self, images: Tensor, progress: float) -> Tensor:
-        """(B, C, H, W) -> (B, C, h, w), to the nearest pixel, filtered against aliasing."""
-        scale = self.scale_at(progress)
-        size = [max(1, round(scale * side)) for side in images.shape[-2:]]
-        if size == list(images.shape[-2:]):
+        """(B, C, H, W) -> (B, C, h, w), the nearest that is allowed, filtered against aliasing."""
+        scale, unit = self.scale_at(progress), self.multiple_of
+        if scale == 1.0:
             return images
+        size = [unit * max(1, round(scale * side / unit)) for side in images.shape[-2:]]
         return F.interpolate(images, size, mode="bilinear", antialias=True)

@@ -152,3 +152,12 @@ def test_smaller_images_at_first(run, tmp_path):
     macs = [count_macs(network, torch.zeros(1, 3, side, side)) for side in (16, 24, 32)]
     assert summary["pflop"] == pytest.approx(6 * 200 * sum(macs) / 1e15)
     assert summary["macs_per_image"] == macs[2]
+
+
+def test_smaller_images_of_a_vit_are_whole_patches(run, tmp_path):
+    """0.6 of 32 pixels is 19.2, the nearest of whole patches 16: in 4 of 7 steps."""
+    arguments = ["model=vit", "model.patch_size=16", "model.embed_dim=12", "model.num_layers=1"]
+    arguments += ["recipe.resizing=[[0.6,0.5]]", "trainer.max_epochs=1", "recipe.batch_size=160"]
+    run([TINY[0], *TINY[3:5], *arguments])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["images_by_size"] == {"16x16": 640, "32x32": 480}

@@ -15,6 +15,17 @@ def test_phases_follow_each_other():
     assert ProgressiveResizing([])(images, 0.0) is images
 
 
+def test_whole_patches():
+    resize = ProgressiveResizing([(0.75, 0.5)], multiple_of=16)
+    for size, smaller in (
+        ((224, 112), (160, 80)),  # of 10.5 and 5.25 patches
+        ((16, 48), (16, 32)),  # never less than one
+    ):
+        images = torch.randn(2, 3, *size)
+        assert resize(images, 0.0).shape == (2, 3, *smaller)
+        assert resize(images, 0.5) is images
+
+
 def test_images_are_shrunk_as_by_an_area():
     """A chessboard becomes grey: what is too fine for the small image does not alias."""
     rows, columns = torch.meshgrid(torch.arange(16), torch.arange(24), indexing="ij")

@@ -26,20 +26,27 @@ def main() -> int:
     if not rows:
         console.print(f"{path} has no rows; python benchmarks/run_queue.py makes them")
         return 2
-    runs = by_seed(rows)
-    console.print(table(runs, {row["run"]: float(row["pflop"]) for row in rows}))
+    column = metric(rows)
+    name = "test accuracy with views" if column.endswith("views") else "test accuracy"
+    runs = by_seed(rows, column)
+    console.print(table(runs, {row["run"]: float(row["pflop"]) for row in rows}, title=name))
     picture = path.with_name(f"{path.stem}_compared.png")  # the queue's own has the curves
-    draw(runs, picture, title=rows[0]["data"])
+    draw(runs, picture, label=f"{name} on {rows[0]['data']}")
     console.print(f"picture: {picture.name}")
     return 0
 
 
-def by_seed(rows: Sequence[dict[str, str]]) -> dict[str, dict[int, float]]:
-    """Test accuracy in percent, of each run and seed; with views where there are some."""
+def metric(rows: Sequence[dict[str, str]]) -> str:
+    """The column that all rows are compared by: with views only if each has them."""
+    views = all(row["test_accuracy_views"] for row in rows)
+    return "test_accuracy_views" if views else "test_accuracy"
+
+
+def by_seed(rows: Sequence[dict[str, str]], column: str) -> dict[str, dict[int, float]]:
+    """What the column says of each run and seed, in percent."""
     runs: dict[str, dict[int, float]] = {}
     for row in rows:
-        accuracy = float(row["test_accuracy_views"] or row["test_accuracy"])
-        runs.setdefault(row["run"], {})[int(row["seed"])] = 100 * accuracy
+        runs.setdefault(row["run"], {})[int(row["seed"])] = 100 * float(row[column])
     return runs
 
 
@@ -49,11 +56,12 @@ def differences(runs: dict[str, dict[int, float]], run: str) -> list[float]:
     return [runs[run][seed] - first[seed] for seed in sorted(runs[run]) if seed in first]
 
 
-def table(runs: dict[str, dict[int, float]], pflop: dict[str, float]) -> Table:
+def table(runs: dict[str, dict[int, float]], pflop: dict[str, float], *, title: str) -> Table:
     first, *_ = runs
-    shown = Table(title="test accuracy, %", title_justify="left")
-    for name in ("run", "seeds", "mean (95 %)", f"from {first} (95 %)", "PFLOP"):
-        shown.add_column(name, justify="left" if name == "run" else "right")
+    shown = Table(title=f"{title}, %", title_justify="left")
+    shown.add_column("run", min_width=max(map(len, runs)))
+    for name in ("seeds", "mean (95 %)", f"from {first} (95 %)", "PFLOP"):
+        shown.add_column(name, justify="right")
     for run, accuracies in runs.items():
         apart = differences(runs, run) if run != first else []
         shown.add_row(
@@ -64,7 +72,7 @@ def table(runs: dict[str, dict[int, float]], pflop: dict[str, float]) -> Table:
     return shown
 
 
-def draw(runs: dict[str, dict[int, float]], path: Path, *, title: str) -> None:
+def draw(runs: dict[str, dict[int, float]], path: Path, *, label: str) -> None:
     """A line for each run: its seeds as dots, its mean and interval as a bar with ends."""
     figure = Figure(figsize=(7.0, 0.9 + 0.42 * len(runs)), layout="constrained")
     axes = figure.subplots()
@@ -76,7 +84,7 @@ def draw(runs: dict[str, dict[int, float]], path: Path, *, title: str) -> None:
             axes.errorbar(mean, place, xerr=half, fmt="D", color="C0", capsize=4, markersize=5)
     axes.set_yticks(range(len(runs)), [name.replace("_", " ") for name in runs])
     axes.invert_yaxis()
-    axes.set_xlabel(f"test accuracy on {title}, %: seeds, mean and 95 % interval")
+    axes.set_xlabel(f"{label}, %: seeds, mean and 95 % interval")
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

@@ -11,20 +11,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import compare_runs
 
 ROWS = [
-    {"run": run, "seed": seed, "test_accuracy": "0.1", "test_accuracy_views": views}
+    {"run": run, "seed": seed, "test_accuracy": "0.2", "test_accuracy_views": views}
     for run, seed, views in [
         *(("ours", "0", "0.80"), ("ours", "1", "0.82"), ("ours", "2", "0.84")),
         *(("other", "2", "0.83"), ("other", "0", "0.81"), ("other", "7", "0.50")),
-        ("single", "1", ""),
+        ("single", "1", "0.10"),
     ]
 ]
 
 
+def test_views_are_compared_if_all_rows_have_them():
+    assert compare_runs.metric(ROWS) == "test_accuracy_views"
+    assert compare_runs.metric([*ROWS, ROWS[0] | {"test_accuracy_views": ""}]) == "test_accuracy"
+
+
 def test_equal_seeds_are_compared():
-    runs = compare_runs.by_seed(ROWS)
-    assert runs["single"] == {1: pytest.approx(10.0)}  # without views, the image alone
+    runs = compare_runs.by_seed(ROWS, "test_accuracy_views")
+    assert runs["single"] == {1: pytest.approx(10.0)}
     assert compare_runs.differences(runs, "other") == pytest.approx([1.0, -1.0])
-    table = compare_runs.table(runs, {"ours": 0.1, "other": 0.2, "single": 0.3})
+    table = compare_runs.table(runs, {"ours": 0.1, "other": 0.2, "single": 0.3}, title="accuracy")
     cells = [list(column.cells) for column in table.columns]
     assert cells[1] == ["3", "3", "1"]
     # 3 values with a standard deviation of 2: 4.303 * 2 / sqrt(3) = 4.968.
@@ -34,6 +39,10 @@ def test_equal_seeds_are_compared():
 
 
 def test_the_picture_is_drawn(tmp_path):
-    compare_runs.draw(compare_runs.by_seed(ROWS), tmp_path / "runs.png", title="digits")
+    compare_runs.draw(
+        compare_runs.by_seed(ROWS, "test_accuracy_views"),
+        tmp_path / "runs.png",
+        label="accuracy on digits",
+    )
     with Image.open(tmp_path / "runs.png") as picture:
         assert picture.size[0] > 500

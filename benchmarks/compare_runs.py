@@ -84,7 +84,7 @@ def draw(runs: dict[str, dict[int, float]], path: Path, *, label: str) -> None:
             axes.errorbar(mean, place, xerr=half, fmt="D", color="C0", capsize=4, markersize=5)
     axes.set_yticks(range(len(runs)), [name.replace("_", " ") for name in runs])
     axes.invert_yaxis()
-    axes.set_xlabel(f"{label}, %: seeds, mean and 95 % interval")
+    axes.set_xlabel(f"{label}, %\nseeds, mean and 95 % interval")
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

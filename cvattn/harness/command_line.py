@@ -185,14 +185,20 @@ def _check_choice(override: Override, group: str, conf: Path) -> None:
             raise ConfigError(f"{override.input_line}: expected one of {', '.join(options)}{none}")
         for name in choice if isinstance(choice, list) else [choice]:
             if str(name) not in options:
-                elsewhere = sorted(f"{p.parent.name}={name}" for p in conf.glob(f"*/{name}.yaml"))
-                if elsewhere:
-                    raise ConfigError(
-                        f"{group}={name}: no such choice; there is {' and '.join(elsewhere)}"
-                    )
-                near = did_you_mean(str(name), options)
+                elsewhere = [
+                    f"{other.name}={name}"
+                    for other in sorted(conf.iterdir())
+                    if (other / f"{name}.yaml").is_file()
+                ]
+                near = (
+                    f"; there is {' and '.join(elsewhere)}."
+                    if elsewhere
+                    else did_you_mean(str(name), options)
+                )
                 listed = (
-                    "" if near.startswith("; there are") else f" There are: {', '.join(options)}."
+                    ""
+                    if near.startswith("; there are")
+                    else f" Choices of {group}: {', '.join(options)}."
                 )
                 raise ConfigError(f"{group}={name}: no such choice{near}{listed}")
 

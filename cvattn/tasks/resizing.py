@@ -45,7 +45,7 @@ class ProgressiveResizing:
     def __call__(self, images: Tensor, progress: float) -> Tensor:
         """(B, C, H, W) -> (B, C, h, w), the nearest that is allowed, filtered against aliasing."""
         scale, unit = self.scale_at(progress), self.multiple_of
-        if scale == 1.0:
-            return images
         size = [unit * max(1, round(scale * side / unit)) for side in images.shape[-2:]]
+        if scale == 1.0 or size == list(images.shape[-2:]):
+            return images
         return F.interpolate(images, size, mode="bilinear", antialias=True)

@@ -8,10 +8,14 @@ from cvattn.models import SAGANClassifier
 WRONG = [
     (["model=vti"], r"model=vti: no such choice; did you mean vit\?"),
     (["data=cifar"], r"did you mean cifar10"),
-    (["trainer=gpu"], r"There are: auto, ddp|there are: auto, ddp"),
+    (["trainer=gpu"], r"there are: auto, ddp"),
     (["recipe=resnet"], r"recipe=resnet: no such choice"),
-    (["recipe=vit_long"], r"recipe=vit_long: no such choice; there is experiment=vit_long$"),
-    (["trainer=vit"], r"there is model=vit and recipe=vit$"),
+    (
+        ["recipe=vit_long"],
+        r"recipe=vit_long: no such choice; there is experiment=vit_long\. Choices of .*vit",
+    ),
+    (["trainer=vit"], r"there is model=vit and recipe=vit\. Choices of trainer: auto, ddp"),
+    (["model=*"], r"model=\*: no such choice"),
     (["model.embd_dim=3", "model=vit"], r"'model\.embd_dim'; did you mean model\.embed_dim"),
     (["trainer.max_epoch=3"], r"did you mean trainer\.max_epochs"),
     (["recipe.lr=0.1"], r"did you mean .*recipe\.optimizer\.lr"),

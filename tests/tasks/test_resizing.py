@@ -16,14 +16,18 @@ def test_phases_follow_each_other():
 
 
 def test_whole_patches():
-    resize = ProgressiveResizing([(0.75, 0.5)], multiple_of=16)
-    for size, smaller in (
-        ((224, 112), (160, 80)),  # of 10.5 and 5.25 patches
-        ((16, 48), (16, 32)),  # never less than one
+    for scale, size, smaller in (
+        (0.75, (224, 112), (160, 80)),  # of 10.5 and 5.25 patches
+        (0.25, (16, 112), (16, 32)),  # never less than one
     ):
+        resize = ProgressiveResizing([(scale, 0.5)], multiple_of=16)
         images = torch.randn(2, 3, *size)
         assert resize(images, 0.0).shape == (2, 3, *smaller)
         assert resize(images, 0.5) is images
+    odd = torch.randn(2, 3, 37, 22)  # not of whole patches: for the network to refuse
+    assert resize(odd, 0.5) is odd
+    whole = torch.randn(2, 3, 16, 32)  # of which 0.8 is the same again
+    assert ProgressiveResizing([(0.8, 1.0)], multiple_of=16)(whole, 0.0) is whole
 
 
 def test_images_are_shrunk_as_by_an_area():

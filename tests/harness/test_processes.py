@@ -111,7 +111,7 @@ def test_multirun_gives_every_job_a_folder(tmp_path):
 def test_a_mistake_is_one_clear_message(tmp_path):
     output = train("model=vti", cwd=tmp_path, code=2)
     there = ", ".join(sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")))
-    wanted = f"error: model=vti: no such choice; did you mean vit? There are: {there}."
+    wanted = f"error: model=vti: no such choice; did you mean vit? Choices of model: {there}."
     assert output.strip() == wanted
     assert not (tmp_path / "outputs").exists()
 

@@ -62,8 +62,8 @@ def run(arguments: Sequence[str]) -> int:
     folder = Path(
         f"outputs/verify_{given['recipe']}_{data}_seed{seed}_{time.time():.0f}"
     ).absolute()
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{contract.command} seed={seed}", markup=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{contract.command} seed={seed}")
     _, script, *overrides = shlex.split(contract.command)
     command = [sys.executable, str(_ROOT / script), *overrides, f"seed={seed}"]
     code = subprocess.call([*command, f"hydra.run.dir='{folder}'"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cvattn.blocks import SelfAttention2d
 from cvattn.harness.errors import TrainingStopped
-from cvattn.harness.paths import short
+from cvattn.harness.paths import continue_command
 from cvattn.maps import attention_entropy, attention_modules, capture_attention
 
 
@@ -125,8 +125,7 @@ def how_to_continue(run_dir: Path) -> str:
     last = run_dir / "checkpoints" / "last.ckpt"
     if not last.exists():
         return "Stopped before the first epoch was over: nothing is saved yet."
-    command = f"python train.py ckpt_path={short(last)}"
-    return f"Stopped. The last whole epoch is kept; continue with\n  {command}"
+    return f"Stopped. The last whole epoch is kept; continue with\n  {continue_command(last)}"
 
 
 class AttentionMonitor(pl.Callback):

@@ -5,29 +5,22 @@ is composed first, and every key, group and choice that does not exist is named 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
+from cvattn.harness.composition import assignments, compose_checked, parse
 from cvattn.harness.decisions import register_resolvers
-from cvattn.harness.errors import ConfigError, did_you_mean
+from cvattn.harness.errors import ConfigError
 from cvattn.harness.resume import resume_arguments, saved_choices
 
 # Hydra's own flags, which it answers without running anything.
 _INFORM = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
 _SHELL = {"--shell-completion", "-sc"}
 _MULTIRUN = {"-m", "--multirun"}
-# Groups that every run has one choice of.
-_ONE_EACH = {"data", "model", "recipe", "task", "trainer"}
 # Groups that are for several runs: Hydra's plugin behind each, and the extra that installs it.
 _OF_A_SWEEP = {
     "sweep": ("hydra-optuna-sweeper", "sweep"),
@@ -50,7 +43,7 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
     if set(arguments) & (_INFORM | _SHELL):
         return arguments
     conf = Path(conf).absolute()
-    overrides = [_parse(text) for text in arguments if not text.startswith("-")]
+    overrides = [parse(text) for text in arguments if not text.startswith("-")]
     multirun = _is_for_several_runs(overrides) or bool(_MULTIRUN & set(arguments))
     if multirun:
         # Hydra's parser takes the flag before or behind all overrides, not between them.
@@ -59,25 +52,26 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
         # The keys that exist are those of the run that is continued, not of the defaults.
         added = _choices_of_the_run(overrides, conf)
         arguments += added
-        overrides += [_parse(text) for text in added]
+        overrides += [parse(text) for text in added]
     for override in overrides:
         if override.is_sweep_override() and not multirun:
             raise ConfigError(
                 f"{override.input_line}: several values need --multirun (-m); a list is written "
                 "key=[a,b]"
             )
-    cfg = compose_checked(overrides, conf)
+    configurations = compose_checked(overrides, conf)
     _check_run_folder(overrides, multirun)
-    if multirun and (cfg.trainer.get("strategy") or "").startswith("ddp"):
+    if multirun and any(text.startswith("ddp") for text in _strategies(configurations, overrides)):
         # Lightning starts each further process with the same command line: it would sweep again.
         raise ConfigError(
             "trainer=ddp cannot run inside a multirun: every process would start the whole sweep "
             "again. Run the jobs one by one, or sweep with trainer=auto."
         )
-    if cfg.get("ckpt_path") is not None:
+    ckpt_path = configurations[0].get("ckpt_path")
+    if ckpt_path is not None:
         if multirun:
             raise ConfigError("ckpt_path= continues one run; it cannot be part of a multirun")
-        arguments += resume_arguments(str(cfg.ckpt_path))
+        arguments += resume_arguments(str(ckpt_path))
     return arguments
 
 
@@ -103,6 +97,16 @@ def _is_for_several_runs(overrides: Sequence[Override]) -> bool:
     return bool(chosen)
 
 
+def _strategies(
+    configurations: Sequence[DictConfig], overrides: Sequence[Override]
+) -> Iterator[str]:
+    for cfg in configurations:
+        yield str(cfg.trainer.get("strategy"))
+    for override in overrides:
+        if override.key_or_group == "trainer.strategy":
+            yield from (text.partition("=")[2] for text in assignments(override))
+
+
 def _choices_of_the_run(overrides: Sequence[Override], conf: Path) -> list[str]:
     """``group=choice`` as the checkpoint has them, where the command line names none itself."""
     named = {override.key_or_group: override for override in overrides}
@@ -114,34 +118,6 @@ def _choices_of_the_run(overrides: Sequence[Override], conf: Path) -> list[str]:
         for group, choice in saved_choices(str(path)).items()
         if group not in named and choice is not None and (conf / group / f"{choice}.yaml").is_file()
     ]
-
-
-def compose_checked(overrides: Sequence[Override], conf: Path) -> DictConfig:
-    """Compose the configuration; of a sweep, its first job."""
-    groups: list[Override] = []
-    values: list[Override] = []
-    for override in overrides:
-        key = override.key_or_group.split("@")[0]
-        is_group = (conf / key).is_dir() and not override.is_delete()
-        if is_group:
-            _check_choice(override, key, conf)
-        (groups if is_group else values).append(override)
-    Plugins.instance()  # Hydra's search path needs its plugins loaded once
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-            base = compose("config", overrides=[_first(o) for o in groups])
-            known = set(_keys(base))
-            for override in values:
-                key = override.key_or_group
-                if override.is_add() or override.is_force_add() or key.startswith("hydra"):
-                    continue
-                if key not in known:
-                    names = known | {g.name for g in conf.iterdir() if g.is_dir()}
-                    raise ConfigError(f"unknown key {key!r}{_near(key, names)}")
-            return compose("config", overrides=[_first(o) for o in overrides])
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).strip()) from error
 
 
 def _check_run_folder(overrides: Sequence[Override], multirun: bool) -> None:
@@ -161,77 +137,3 @@ def _check_run_folder(overrides: Sequence[Override], multirun: bool) -> None:
             f"the run folder {folder} cannot be made: {path} is not writable; choose another with "
             f"{key}=..."
         )
-
-
-def _parse(text: str) -> Override:
-    try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        raise ConfigError(
-            f"cannot read {text!r}; expected key=value, such as model=vit or trainer.max_epochs=5"
-        ) from error
-
-
-def _check_choice(override: Override, group: str, conf: Path) -> None:
-    options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
-    choices = (
-        list(override.sweep_string_iterator())
-        if override.is_sweep_override()
-        else [override.value()]
-    )
-    for choice in choices:
-        if choice is None or (choice == [] and group in _ONE_EACH):
-            none = "" if group in _ONE_EACH else f", or {group}=[] for none"
-            raise ConfigError(f"{override.input_line}: expected one of {', '.join(options)}{none}")
-        for name in choice if isinstance(choice, list) else [choice]:
-            if str(name) not in options:
-                elsewhere = [
-                    f"{other.name}={name}"
-                    for other in sorted(conf.iterdir())
-                    if (other / f"{name}.yaml").is_file()
-                ]
-                near = (
-                    f"; there is {' and '.join(elsewhere)}."
-                    if elsewhere
-                    else did_you_mean(str(name), options)
-                )
-                listed = (
-                    ""
-                    if near.startswith("; there are")
-                    else f" Choices of {group}: {', '.join(options)}."
-                )
-                raise ConfigError(f"{group}={name}: no such choice{near}{listed}")
-
-
-def _first(override: Override) -> str:
-    if not override.is_sweep_override():
-        return override.input_line or ""
-    given = override.value()
-    if isinstance(given, IntervalSweep):
-        return f"{override.get_key_element()}={given.start}"
-    value = next(iter(override.sweep_string_iterator()))
-    return f"{override.get_key_element()}={value}"
-
-
-def _keys(cfg: DictConfig, path: str = "") -> list[str]:
-    keys: list[str] = []
-    for key in map(str, cfg):
-        name = f"{path}.{key}" if path else key
-        keys.append(name)
-        node = cfg._get_node(key)
-        if OmegaConf.is_interpolation(cfg, key) or OmegaConf.is_missing(cfg, key):
-            continue
-        if isinstance(node, DictConfig) and not node._is_none():
-            keys += _keys(node, name)
-    return keys
-
-
-def _near(key: str, known: set[str]) -> str:
-    text = did_you_mean(key, known)
-    if text.startswith("; there are"):
-        parent = key.rpartition(".")[0]
-        inside = sorted(name for name in known if name.rpartition(".")[0] == parent)
-        return (
-            f"; in {parent or 'the configuration'} there are: {', '.join(inside)}" if inside else ""
-        )
-    return text

@@ -41,7 +41,7 @@ def fit(cfg: DictConfig) -> float:
     """
     quiet()
     run = assemble(cfg)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # folders may be named [old]
     throughput = Throughput()
     ending = SayHowToContinue(run.folder)
     trainer = _trainer(

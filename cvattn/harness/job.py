@@ -10,8 +10,7 @@ from omegaconf import DictConfig
 from cvattn.harness.errors import ConfigError, TrainingStopped
 from cvattn.harness.fit import fit
 from cvattn.harness.shell import plain_errors, show_error
-
-ERROR = "error.txt"
+from cvattn.harness.sweep_table import ERROR, show_table
 
 
 def run_job(cfg: DictConfig) -> float:
@@ -19,6 +18,7 @@ def run_job(cfg: DictConfig) -> float:
 
     One job of a multirun that fails does not take the others with it. Its message goes into
     ``error.txt`` in its folder, and its accuracy is 0: a search learns to avoid such values.
+    Ctrl-C and SIGTERM end a multirun as a whole, with the table of what was finished.
 
     Raises:
         SystemExit: a run of its own failed; or, of any run, Ctrl-C and SIGTERM.
@@ -28,6 +28,9 @@ def run_job(cfg: DictConfig) -> float:
             return fit(cfg)
     try:
         return fit(cfg)
+    except SystemExit:
+        show_table(Path(HydraConfig.get().sweep.dir))
+        raise
     except (ConfigError, TrainingStopped) as error:
         show_error(error)
         message = str(error)

@@ -1,6 +1,7 @@
 """What a person reads at the start and the end of a run, and ``summary.json``."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from cvattn.cost import count_parameters
 from cvattn.data import Facts
 from cvattn.harness.assemble import Run
-from cvattn.harness.paths import short
+from cvattn.harness.paths import continue_command, short
 from cvattn.harness.provenance import machine, versions
 from cvattn.maps import attention_modules
 
@@ -37,8 +38,9 @@ def show_start(console: Console, run: Run, trainer: pl.Trainer) -> None:
     if run.notes:
         lines["note"] = "\n".join(run.notes)
     table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
     for key, text in lines.items():
-        table.add_row(f"[bold]{key}[/bold]", text)
+        table.add_row(key, text)
     title = f"continuing after epoch {run.done}" if run.done else "training"
     console.print(Panel(table, title=title, title_align="left", expand=False))
 
@@ -77,7 +79,7 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
     console.print(f"Everything is in {folder}/: {files}", soft_wrap=True)
     last = run_dir / "checkpoints" / "last.ckpt"
     if last.exists():
-        path = f"{folder}/checkpoints/last.ckpt"
+        path = shlex.quote(short(last))
         console.print("Next:")
         looks = bool(attention_modules(run.network))
         commands = [
@@ -87,7 +89,7 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
         ]
         # More of what ended it.
         unit = "steps" if summary["steps"] == run.cfg.trainer.max_steps else "epochs"
-        further = f"python train.py ckpt_path={path} trainer.max_{unit}={2 * summary[unit]}"
+        further = f"{continue_command(last)} trainer.max_{unit}={2 * summary[unit]}"
         for command in (*commands, further):
             console.print(f"  {command}", soft_wrap=True)
 

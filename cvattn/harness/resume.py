@@ -9,12 +9,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from cvattn import checkpoint
 from cvattn.harness.errors import ConfigError, did_you_mean
+from cvattn.harness.paths import assigned
 
 
 def resume_arguments(path: str) -> list[str]:
     """What to add to the command line so that a continued run writes where it began."""
     _entry(path)
-    return [f"hydra.run.dir='{run_folder(path)}'"]
+    return [assigned("hydra.run.dir", run_folder(path))]
 
 
 def saved_choices(path: str) -> dict[str, Any]:

@@ -21,10 +21,10 @@ def plain_errors() -> Iterator[None]:
 
 
 def show_error(error: ConfigError | TrainingStopped) -> None:
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     title = "stopped:" if isinstance(error, TrainingStopped) else "error:"
     console.print(title, style="bold red", end=" ")
-    console.print(str(error), markup=False)
+    console.print(str(error))
 
 
 def quiet() -> None:

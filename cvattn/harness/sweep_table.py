@@ -10,8 +10,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from cvattn.harness.job import ERROR
 from cvattn.harness.paths import short
+
+ERROR = "error.txt"  # beside what a failed job left
 
 
 class SweepTable(Callback):
@@ -25,22 +26,31 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        console = Console(highlight=False)
-        rows = sweep_rows(folder)
-        if rows:
-            with (folder / "sweep.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-            console.print(_table(rows))
-            where = f"{short(folder)}/sweep.csv"
-            console.print(f"The table is in {where}, each run beside it.", soft_wrap=True)
-        failed = sorted(folder.glob(f"*/{ERROR}"))
-        for path in failed:
-            console.print(f"{path.parent.name} failed:", style="bold red", end=" ")
-            console.print(path.read_text().partition("\n")[0], markup=False, soft_wrap=True)
-        if failed:
+        show_table(folder)
+        if _failed(folder):
             raise SystemExit(1)
+
+
+def show_table(folder: Path) -> None:
+    """Print what the jobs in ``folder`` have come to, and leave it there in ``sweep.csv``."""
+    # Without markup: callbacks=[default,ema] would be taken for a style, and vanish.
+    console = Console(highlight=False, markup=False)
+    rows = sweep_rows(folder)
+    if rows:
+        with (folder / "sweep.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        console.print(_table(rows))
+        where = f"{short(folder)}/sweep.csv"
+        console.print(f"The table is in {where}, each run beside it.", soft_wrap=True)
+    for path in _failed(folder):
+        console.print(f"{path.parent.name} failed:", style="bold red", end=" ")
+        console.print(path.read_text().partition("\n")[0], soft_wrap=True)
+
+
+def _failed(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*/{ERROR}"))
 
 
 def _table(rows: list[dict[str, str]]) -> Table:

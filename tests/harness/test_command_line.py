@@ -25,6 +25,14 @@ WRONG = [
     (["seed=1,2"], r"need --multirun"),
     (["trainer=ddp", "seed=1,2", "-m"], r"cannot run inside a multirun"),
     (["trainer.strategy=ddp", "model=vit,sagan", "--multirun"], r"cannot run inside a multirun"),
+    (["trainer=auto,ddp", "-m"], r"cannot run inside a multirun"),
+    (["trainer.strategy=auto,ddp", "-m"], r"cannot run inside a multirun"),
+    (
+        ["model=vit,sagan", "model.embed_dim=64", "-m"],
+        r"^with model=sagan: unknown key 'model\.emb",
+    ),
+    (["callbacks=[default],[default,emma]", "-m"], r"callbacks=emma: .* did you mean ema\?"),
+    (["seed=glob(*)", "-m"], r"seed=glob\(\*\): no such choice of a group"),
     (["ckpt_path=nowhere.ckpt"], r"no checkpoint at nowhere\.ckpt"),
     (["model=vit,vgg", "-m"], r"model=vgg: no such choice"),
     (["logger=null"], r"logger=null: expected one of csv, .* or logger=\[\] for none"),
@@ -46,6 +54,7 @@ def test_mistakes_are_named_with_what_is_near(arguments, message):
         TINY,
         ["model=vit", "recipe=sagan", "logger=tensorboard"],
         ["seed=1,2", "model=vit,sagan", "--multirun"],
+        ["callbacks=[default],[default,ema]", "model=glob(*)", "--multirun"],
         ["~logger", "seed=null"],
         ["logger=[]", "callbacks=[]"],
         ["--help"],
@@ -77,7 +86,7 @@ def test_continuing_writes_into_the_same_folder(tmp_path):
     checkpoint.save(path, network, args={}, meta=meta)
     arguments = [f"ckpt_path='{path}'"]
     checked = check_command_line(arguments, CONF)
-    assert checked == [*arguments, f"hydra.run.dir='{tmp_path / 'my run'}'"]
+    assert checked == [*arguments, f'hydra.run.dir="{tmp_path / "my run"}"']
 
 
 def test_keys_beside_ckpt_path_are_those_of_the_continued_run(tmp_path):
@@ -88,7 +97,7 @@ def test_keys_beside_ckpt_path_are_those_of_the_continued_run(tmp_path):
     checkpoint.save(path, SAGANClassifier(5, widths=(1, 1, 1)), args={}, meta=meta)
     arguments = [f"ckpt_path={path}", "model.embed_dim=64"]
     checked = check_command_line(arguments, CONF)
-    assert checked == [*arguments, "model=vit", "data=digits", f"hydra.run.dir='{path.parents[1]}'"]
+    assert checked == [*arguments, "model=vit", "data=digits", f"hydra.run.dir={path.parents[1]}"]
     with pytest.raises(
         ConfigError, match=r"unknown key 'model\.embed_dims'; did you mean model\.embed_dim"
     ):

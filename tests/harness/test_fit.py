@@ -1,18 +1,21 @@
 """Whole runs in this process: what they leave behind, and what stops them."""
 
 import json
+import shlex
 import subprocess
 import sys
 
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import TINY
+from runs import CONF, TINY
 
 import cvattn
 from cvattn.data import DigitsData
-from cvattn.harness import ConfigError, TrainingStopped
+from cvattn.harness import ConfigError, TrainingStopped, check_command_line, fit
+from cvattn.harness.composition import parse
 from cvattn.harness.csv_log import read_metrics
+from cvattn.harness.paths import continue_command
 from cvattn.harness.resume import saved_config
 from cvattn.models.whitening import PatchWhitening
 
@@ -115,6 +118,22 @@ def test_other_networks(run, tmp_path, capsys, model):
     run([*tiny, *model.split()])
     assert (tmp_path / "run" / "attention.png").exists() == ("vit" in model)
     assert ("cvattn explore" in capsys.readouterr().out) == ("vit" in model)
+
+
+def test_what_is_printed_of_any_folder_can_be_pasted(composed, tmp_path, capsys):
+    cfg = composed(TINY)
+    folder = tmp_path / "it's [old], a=b" / "run"
+    cfg.run_dir = str(folder)
+    fit(cfg)
+    printed = [line for line in capsys.readouterr().out.splitlines() if "  python " in line]
+    assert len(printed) == 4
+    last = folder / "checkpoints" / "last.ckpt"
+    for command in (*printed, continue_command(last)):
+        (path,) = (word for word in shlex.split(command) if "last.ckpt" in word)
+        if "train.py" in command:
+            assert check_command_line([path], CONF)[0] == path
+            path = parse(path).value()
+        assert path == str(last)
 
 
 def test_fast_dev_run(run, tmp_path):

@@ -3,13 +3,16 @@
 import csv
 import importlib.metadata
 import json
+import re
+import signal
+import time
 
 import pytest
 from omegaconf import OmegaConf
-from runs import CONF, TINY, train
+from runs import CONF, TINY, start, train
 
 from cvattn.harness import ConfigError, check_command_line
-from cvattn.harness.sweep_table import sweep_rows
+from cvattn.harness.sweep_table import show_table, sweep_rows
 
 RANGE = "recipe.optimizer.lr=tag(log, interval(0.04, 0.64))"
 
@@ -68,6 +71,21 @@ def test_the_table_has_what_differs_and_the_best_first(tmp_path):
     assert sweep_rows(tmp_path / "nowhere") == []
 
 
+def test_lists_are_shown_as_they_were_given(tmp_path, capsys):
+    for number, names in enumerate(["[default]", "[default,ema]"]):
+        folder = tmp_path / f"{number}_sagan_digits"
+        folder.mkdir()
+        summary = {
+            "overrides": [f"callbacks={names}"],
+            "best_val_accuracy": 0.5,
+            "minutes": 1.5,
+            "pflop": 0.25,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+    show_table(tmp_path)
+    assert "[default,ema]" in capsys.readouterr().out
+
+
 def test_a_job_that_fails_does_not_take_the_others_with_it(tmp_path):
     """Two cannot be built, one becomes NaN, the last one trains."""
     output = train(
@@ -85,6 +103,20 @@ def test_a_job_that_fails_does_not_take_the_others_with_it(tmp_path):
     end = output[output.index("sweep.csv") :]
     assert "2_sagan_digits failed: the loss became nan" in end
     assert "Traceback" not in output
+
+
+def test_a_sweep_that_is_interrupted_shows_what_it_finished(tmp_path):
+    process = start(*TINY, "-m", "trainer.max_epochs=1,1000", cwd=tmp_path)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("multirun/*/1_*/checkpoints/last.ckpt")):
+        assert time.time() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    (table,) = tmp_path.glob("multirun/*/sweep.csv")
+    assert [row["run"][0] for row in csv.DictReader(table.read_text().splitlines())] == ["0"]
+    assert re.search(r"ckpt_path=multirun/\S+/1_\S+.*The table is in multirun/", output, re.DOTALL)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ def contract(rows: list[dict[str, str]]) -> list[str]:
     first = rows[0]
     lines = {
         "command": first["command"].removesuffix(f" seed={first['seed']}"),
+        "data": first["data"],
         "metric": metric,
         "mean": f"{statistics.mean(values):.2f}",
         "expect": f"[{max(0.0, low):.2f}, {min(100.0, high):.2f}]",

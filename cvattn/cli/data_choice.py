@@ -69,6 +69,21 @@ def choose_data(trained: Trained, settings: Sequence[str]) -> tuple[ImageDataMod
     return data, notes
 
 
+def loaded(data: ImageDataModule) -> DataInfo:
+    """Read the data; what is then known of it.
+
+    Raises:
+        CommandError: it is not there, or cannot be read.
+    """
+    try:
+        data.prepare_data()
+        data.setup("test")
+    except (ValueError, OSError) as error:
+        raise CommandError(f"data: {error}") from error
+    assert data.info is not None
+    return data.info
+
+
 def parse(settings: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
     """``["data=folder", "data.channels=1"]`` -> ``("folder", {"channels": 1})``."""
     name, given = None, {}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import cvattn
 from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, Trained, open_classifier, shown
-from cvattn.cli.data_choice import MODULES, choose_data
+from cvattn.cli.data_choice import MODULES, choose_data, loaded
 from cvattn.cli.figures import draw_confusion, draw_reliability
 from cvattn.cli.measures import BINS, Measures, measure
 from cvattn.data import VIEWS, BatchLoader, DataInfo, ImageDataModule, views_of
@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     for note in notes:
         errors.print(f"note: {note}")
-    info = _load(data)
+    info = loaded(data)
     folder = Path(args.output) if args.output else default_folder(Path(args.checkpoint))
     loader = _loader(data, trained, args.split)
     try:
@@ -57,21 +57,6 @@ def default_folder(checkpoint: Path) -> Path:
     """``evaluation/`` in the run's folder, or beside a file that lies in no run."""
     parent = checkpoint.absolute().parent
     return (parent.parent if parent.name == "checkpoints" else parent) / "evaluation"
-
-
-def label(info: DataInfo) -> str:
-    """The data's name as it must stand beside every figure from it."""
-    return f"{info.name} (JPEG copy)" if info.official_pixels is False else info.name
-
-
-def _load(data: ImageDataModule) -> DataInfo:
-    try:
-        data.prepare_data()
-        data.setup("test")
-    except (ValueError, OSError) as error:
-        raise CommandError(f"data: {error}") from error
-    assert data.info is not None
-    return data.info
 
 
 def _loader(data: ImageDataModule, trained: Trained, split: str) -> BatchLoader:
@@ -128,7 +113,7 @@ def _write(
         "network": type(trained.network).__name__,
         "data": {
             "name": info.name,
-            "label": label(info),
+            "label": info.label,
             "split": args.split,
             "skipped": len(getattr(data, "skipped", ())),  # unreadable files of all splits
             "source": info.source,
@@ -146,9 +131,7 @@ def _write(
             "torch": torch.__version__,
         },
     }
-    title = (
-        f"{content['network']} on {label(info)}, {_what(args)}: accuracy {measures.accuracy:.2%}"
-    )
+    title = f"{content['network']} on {info.label}, {_what(args)}: accuracy {measures.accuracy:.2%}"
     draw_confusion(measures, trained.outputs, folder / "confusion.png", title=title)
     draw_reliability(measures, folder / "reliability.png", title=title)
     with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
@@ -174,7 +157,7 @@ def _show(
     folder: Path,
 ) -> None:
     kind = type(trained.network).__name__
-    table = Table(title=f"{kind} on {label(info)}, {what}", title_justify="left")
+    table = Table(title=f"{kind} on {info.label}, {what}", title_justify="left")
     table.add_column("class")
     table.add_column("images", justify="right")
     table.add_column("accuracy", justify="right")

@@ -1,7 +1,9 @@
 """``cvattn verify recipe=NAME``: train a recipe again and say whether it gives what it promises."""
 
 import dataclasses
+import inspect
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from rich.table import Table
 
 import cvattn
 from cvattn.cli.common import CommandError, Parser, near
+from cvattn.cli.data_choice import MODULES, loaded
 
 _MARK = "# contracts:"
 _ROOT = Path(cvattn.__file__).parents[1]  # of the repository, if this is one
@@ -28,6 +31,7 @@ class Contract:
 
     Attributes:
         command: ``python train.py ...``, without a seed.
+        data: its name, and whether it is the JPEG copy: accuracies on that are lower.
         metric: of the test set: "accuracy", or "accuracy_views" (see ``cvattn evaluate --views``).
         mean: in percent, over ``seeds``.
         expect: in percent; 95 % of single runs land in it.
@@ -37,6 +41,7 @@ class Contract:
     """
 
     command: str
+    data: str
     metric: str
     mean: float
     expect: tuple[float, float]
@@ -56,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
         wrong = unknown[0] if unknown else ""
         raise CommandError(f"expected recipe=NAME, data=NAME, seed=NUMBER{near(wrong, ['recipe'])}")
     data, contract = _choose(given["recipe"], given.get("data"))
+    _check_data(data, contract)
     seed = given.get("seed", str(max(contract.seeds) + 1))
     if not seed.isdecimal():
         raise CommandError(f"seed={seed}: expected a whole number, 0 or more")
@@ -114,6 +120,27 @@ def _choose(recipe: str, data: str | None) -> tuple[str, Contract]:
     return data, known[data]
 
 
+def _check_data(name: str, contract: Contract) -> None:
+    """Whether the images are those the contract is of: it would show only after the training."""
+    cls, root = MODULES.get(name), os.environ.get("CVATTN_DATA")
+    if cls is None:
+        return  # no images
+    arguments: dict[str, Any] = {}
+    if root and "root" in inspect.signature(cls).parameters:
+        arguments["root"] = root
+    label = loaded(cls(**arguments)).label
+    if label == contract.data:
+        return
+    how = (
+        " Of official pixels, `python benchmarks/jpeg_copy.py data data_jpeg` makes such a copy; "
+        "with CVATTN_DATA=data_jpeg it is taken."
+    )
+    raise CommandError(
+        f"the contract is of {contract.data}, and here is {label}: other pixels, other accuracies."
+        + (how if contract.data.endswith("(JPEG copy)") else "")
+    )
+
+
 def _judge(contract: Contract, summary: Mapping[str, Any], console: Console) -> int:
     low, high = contract.expect
     reached = 100 * summary["test"].get(contract.metric, float("nan"))
@@ -124,6 +151,7 @@ def _judge(contract: Contract, summary: Mapping[str, Any], console: Console) -> 
         table.add_column(column, justify="right" if column else "left")
     name = "test accuracy, %" + (", with views" if contract.metric.endswith("views") else "")
     table.add_row(name, f"{contract.mean:.2f}; 95 %: {low:.2f} to {high:.2f}", f"{reached:.2f}")
+    table.add_row("data", contract.data, summary["data"]["label"])
     table.add_row("training PFLOP", f"{contract.pflop:.4f}", f"{summary['pflop']:.4f}")
     machine = summary["machine"]
     here = f"{machine['cores']} cores, {machine['gpu'] or machine['processor']}"

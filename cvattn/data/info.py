@@ -38,6 +38,11 @@ class Facts:
     commands: ClassVar[tuple[str, ...]]
 
     @property
+    def label(self) -> str:
+        """The data's name as it must stand beside every figure from it."""
+        return f"{self.name} (JPEG copy)" if self.official_pixels is False else self.name
+
+    @property
     def size(self) -> tuple[int, ...]:
         """What a sample's cost depends on, of a typical one."""
         raise NotImplementedError

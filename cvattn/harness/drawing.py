@@ -7,7 +7,6 @@ import pytorch_lightning as pl
 
 from cvattn.data import ImageDataModule
 from cvattn.data.sequence_data import SequenceDataModule
-from cvattn.harness import report
 from cvattn.harness.assemble import Run
 from cvattn.harness.csv_log import CSVLog
 from cvattn.harness.pictures import draw_attention, draw_curves
@@ -20,7 +19,7 @@ def draw_run(run: Run, trainer: pl.Trainer) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, CSVLog):
             rows = [logger.rows[epoch] for epoch in sorted(logger.rows)]
-            title = f"{run.name} on {report.pixels(run.info)}"
+            title = f"{run.name} on {run.info.label}"
             draw_curves(rows, run.folder / "curves.png", title=title)
     run.network.eval()
     _draw_attention(run.task, run)

@@ -11,16 +11,10 @@ from rich.panel import Panel
 from rich.table import Table
 
 from cvattn.cost import count_parameters
-from cvattn.data import Facts
 from cvattn.harness.assemble import Run
 from cvattn.harness.paths import continue_command, short
 from cvattn.harness.provenance import machine, versions
 from cvattn.maps import attention_modules
-
-
-def pixels(info: Facts) -> str:
-    """The data's name as it must stand beside every figure from it."""
-    return f"{info.name} (JPEG copy)" if info.official_pixels is False else info.name
 
 
 def show_start(console: Console, run: Run, trainer: pl.Trainer) -> None:
@@ -29,7 +23,7 @@ def show_start(console: Console, run: Run, trainer: pl.Trainer) -> None:
     lines = {
         "network": f"{run.name}: {type(run.network).__name__}, "
         f"{count_parameters(run.network):,} parameters, {run.macs / 1e9:.3f} GMACs per {info.unit}",
-        "data": f"{pixels(info)}: {info.train_size:,} / {info.val_size:,} / "
+        "data": f"{info.label}: {info.train_size:,} / {info.val_size:,} / "
         f"{info.test_size:,} {info.unit}s, from {info.source}",
         "device": f"{trainer.strategy.root_device.type} x {trainer.world_size}, "
         f"{run.precision.choice} ({run.precision.reason})",
@@ -101,7 +95,7 @@ def facts(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
         "model": run.name,
         "data": {
             "name": info.name,
-            "label": pixels(info),
+            "label": info.label,
             "unit": info.unit,
             "source": info.source,
             "official_pixels": info.official_pixels,

@@ -66,6 +66,11 @@ def test_mistakes_are_named(checkout, capsys):
     text = fails(capsys, "verify", "recipe=sagan", "data=cifar10")
     assert "no contract for data=cifar10; there are: digits" in text
     assert "seed=x: expected" in fails(capsys, "verify", "recipe=sagan", "seed=x")
+    copy = [line.replace("data: digits", "data: digits (JPEG copy)") for line in contract(ROWS)]
+    write(checkout, copy)
+    text = fails(capsys, "verify", "recipe=sagan")
+    assert "of digits (JPEG copy), and here is digits: other pixels" in text
+    assert "CVATTN_DATA=data_jpeg" in text
     write(checkout, ["#   digits: {mean: 3.0}"])
     assert "the contract of digits has ['mean'], expected" in fails(
         capsys, "verify", "recipe=sagan"

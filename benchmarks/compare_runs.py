@@ -14,6 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from run_queue import mean_interval, mean_text, read_rows
 
+METRICS = {
+    "test_accuracy_views": "test accuracy with views",
+    "test_accuracy": "test accuracy",
+    "val_accuracy": "validation accuracy",
+}
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -27,7 +33,7 @@ def main() -> int:
         console.print(f"{path} has no rows; python benchmarks/run_queue.py makes them")
         return 2
     column = metric(rows)
-    name = "test accuracy with views" if column.endswith("views") else "test accuracy"
+    name = METRICS[column]
     runs = by_seed(rows, column)
     console.print(table(runs, {row["run"]: float(row["pflop"]) for row in rows}, title=name))
     picture = path.with_name(f"{path.stem}_compared.png")  # the queue's own has the curves
@@ -37,9 +43,8 @@ def main() -> int:
 
 
 def metric(rows: Sequence[dict[str, str]]) -> str:
-    """The column that all rows are compared by: with views only if each has them."""
-    views = all(row["test_accuracy_views"] for row in rows)
-    return "test_accuracy_views" if views else "test_accuracy"
+    """The column that all rows are compared by: the first that each of them has."""
+    return next(column for column in METRICS if all(row[column] for row in rows))
 
 
 def by_seed(rows: Sequence[dict[str, str]], column: str) -> dict[str, dict[int, float]]:
@@ -73,7 +78,10 @@ def table(runs: dict[str, dict[int, float]], pflop: dict[str, float], *, title: 
 
 
 def draw(runs: dict[str, dict[int, float]], path: Path, *, label: str) -> None:
-    """A line for each run: its seeds as dots, its mean and interval as a bar with ends."""
+    """A line for each run: its seeds as dots, its mean, and of 3 seeds or more the interval.
+
+    That of 2 seeds is so wide that it would hide all others.
+    """
     figure = Figure(figsize=(7.0, 0.9 + 0.42 * len(runs)), layout="constrained")
     axes = figure.subplots()
     for place, accuracies in enumerate(runs.values()):
@@ -81,10 +89,11 @@ def draw(runs: dict[str, dict[int, float]], path: Path, *, label: str) -> None:
         mean, half = mean_interval(values)
         axes.plot(values, [place] * len(values), "o", color="0.7", markersize=4)
         if len(values) > 1:
-            axes.errorbar(mean, place, xerr=half, fmt="D", color="C0", capsize=4, markersize=5)
+            xerr = half if len(values) > 2 else 0.0
+            axes.errorbar(mean, place, xerr=xerr, fmt="D", color="C0", capsize=4, markersize=5)
     axes.set_yticks(range(len(runs)), [name.replace("_", " ") for name in runs])
     axes.invert_yaxis()
-    axes.set_xlabel(f"{label}, %\nseeds, mean and 95 % interval")
+    axes.set_xlabel(f"{label}, %\nseeds, mean and (of 3 seeds or more) its 95 % interval")
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

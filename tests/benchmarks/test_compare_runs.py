@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import compare_runs
 
 ROWS = [
-    {"run": run, "seed": seed, "test_accuracy": "0.2", "test_accuracy_views": views}
+    {"run": run, "seed": seed, "test_accuracy_views": views, "test_accuracy": "0.2"}
+    | {"val_accuracy": "0.3"}
     for run, seed, views in [
         *(("ours", "0", "0.80"), ("ours", "1", "0.82"), ("ours", "2", "0.84")),
         *(("other", "2", "0.83"), ("other", "0", "0.81"), ("other", "7", "0.50")),
@@ -20,9 +21,12 @@ ROWS = [
 ]
 
 
-def test_views_are_compared_if_all_rows_have_them():
+def test_runs_are_compared_by_what_all_rows_have():
     assert compare_runs.metric(ROWS) == "test_accuracy_views"
-    assert compare_runs.metric([*ROWS, ROWS[0] | {"test_accuracy_views": ""}]) == "test_accuracy"
+    without_views = ROWS[0] | {"test_accuracy_views": ""}
+    assert compare_runs.metric([*ROWS, without_views]) == "test_accuracy"
+    untested = without_views | {"test_accuracy": ""}
+    assert compare_runs.metric([*ROWS, untested]) == "val_accuracy"
 
 
 def test_equal_seeds_are_compared():

@@ -15,7 +15,8 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((embed_dim,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
+        # In the branch's type: under autocast, one in float32 would lift the residual sum to it.
+        return x * self.gamma.to(x.dtype)
 
 
 class DropPath(nn.Module):

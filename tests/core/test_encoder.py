@@ -103,6 +103,15 @@ def test_stack_equals_torch(norm_first, final):
     compare(theirs, 1e-10, torch.float64, mask_name="mask")
 
 
+def test_under_autocast_the_sum_stays_in_the_lower_precision():
+    layer = EncoderLayer(WIDTH, HEADS, FFN, layer_scale=0.3, drop_path=0.4, dropout=0.2).train()
+    x = torch.randn(2, 5, WIDTH)
+    want = layer.eval()(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer.train()(x.bfloat16()).dtype == torch.bfloat16
+        assert_near(layer.eval()(x.bfloat16()).float(), want, 0.03)
+
+
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_layer_scale_and_drop_path_stand_before_the_sum(norm_first):
     torch.manual_seed(7)

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cvattn.harness.csv_log import read_metrics
+from cvattn.harness.paths import assigned
 
 COLUMNS = (
     *("run", "seed", "command", "data", "test_accuracy", "test_accuracy_views", "views"),
@@ -161,8 +162,9 @@ def read_jobs(path: Path) -> list[Job]:
 def _start(job: Job, folder: Path) -> list[str]:
     """The command line, or that which continues the run if it was interrupted."""
     last = folder / "checkpoints" / "last.ckpt"
-    arguments = [f"ckpt_path={last}"] if last.exists() else [*job.overrides, f"seed={job.seed}"]
-    return [sys.executable, "train.py", *arguments, f"hydra.run.dir={folder}"]
+    new = [*job.overrides, f"seed={job.seed}"]
+    arguments = [assigned("ckpt_path", last)] if last.exists() else new
+    return [sys.executable, "train.py", *arguments, assigned("hydra.run.dir", folder)]
 
 
 def row_of(job: Job, folder: Path) -> dict[str, object]:

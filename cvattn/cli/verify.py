@@ -20,6 +20,7 @@ from rich.table import Table
 import cvattn
 from cvattn.cli.common import CommandError, Parser, near
 from cvattn.cli.data_choice import MODULES, loaded
+from cvattn.harness.paths import assigned
 
 _MARK = "# contracts:"
 _ROOT = Path(cvattn.__file__).parents[1]  # of the repository, if this is one
@@ -72,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     console.print(f"{contract.command} seed={seed}")
     _, script, *overrides = shlex.split(contract.command)
     command = [sys.executable, str(_ROOT / script), *overrides, f"seed={seed}"]
-    code = subprocess.call([*command, f"hydra.run.dir='{folder}'"])
+    code = subprocess.call([*command, assigned("hydra.run.dir", folder)])
     if code:
         raise CommandError(f"training ended with exit code {code}", code=1)
     return _judge(contract, json.loads((folder / "summary.json").read_text()), console)

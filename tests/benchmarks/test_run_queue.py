@@ -75,7 +75,7 @@ def test_stopped_and_started_again_each_run_is_written_down_once(tmp_path):
         "without": {"overrides": [*TINY, "model.attention=none"], "seeds": [1]},
     }
     file = write_list(tmp_path / "queue.yaml", **named)
-    results, folder = tmp_path / "results" / "queue.csv", tmp_path / "queue"
+    results, folder = tmp_path / "results" / "queue.csv", tmp_path / "the [old] queue"
     command = [sys.executable, str(BENCHMARKS / "run_queue.py"), str(file)]
     command += ["--output", str(results), "--folder", str(folder)]
     options = {"cwd": tmp_path, "env": {**os.environ, "CVATTN_OFFLINE": "1"}}

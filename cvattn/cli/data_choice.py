@@ -69,6 +69,16 @@ def choose_data(trained: Trained, settings: Sequence[str]) -> tuple[ImageDataMod
     return data, notes
 
 
+def data_here(name: str) -> ImageDataModule:
+    """The data of that name, with nothing said: where CVATTN_DATA names it, or in its default."""
+    cls = MODULES[name]
+    root = inspect.signature(cls).parameters.get("root")
+    arguments: dict[str, Any] = {}
+    if root is not None:
+        _settle_root(arguments, name, required=root.default is inspect.Parameter.empty)
+    return cls(**arguments)
+
+
 def loaded(data: ImageDataModule) -> DataInfo:
     """Read the data; what is then known of it.
 

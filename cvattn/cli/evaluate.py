@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 import cvattn
@@ -32,9 +33,9 @@ def run(arguments: Sequence[str]) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained = open_classifier(args.checkpoint, device)
     data, notes = choose_data(trained, args.data)
-    errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
     for note in notes:
-        errors.print(f"note: {note}")
+        errors.print(f"note: {note}", markup=False)
     info = loaded(data)
     folder = Path(args.output) if args.output else default_folder(Path(args.checkpoint))
     loader = _loader(data, trained, args.split)
@@ -49,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
         ) from error
     except OSError as error:
         raise CommandError(f"cannot write into {shown(folder)}: {error}") from error
-    _show(Console(highlight=False, markup=False), measures, trained, info, _what(args), folder)
+    _show(Console(highlight=False), measures, trained, info, _what(args), folder)
     return 0
 
 
@@ -157,7 +158,7 @@ def _show(
     folder: Path,
 ) -> None:
     kind = type(trained.network).__name__
-    table = Table(title=f"{kind} on {info.label}, {what}", title_justify="left")
+    table = Table(title=Text(f"{kind} on {info.label}, {what}"), title_justify="left")
     table.add_column("class")
     table.add_column("images", justify="right")
     table.add_column("accuracy", justify="right")
@@ -172,10 +173,10 @@ def _show(
         worst = int(wrong.argmax())
         mistake = f"{trained.outputs[worst]} ({wrong[worst]})" if wrong[worst] else ""
         table.add_row(
-            trained.outputs[i],
+            Text(trained.outputs[i]),
             f"{confusion[i].sum():,}",
             f"{measures.class_accuracy[i]:.2%}",
-            mistake,
+            Text(mistake),
         )
     table.add_section()
     table.add_row("all", f"{measures.images:,}", f"{measures.accuracy:.2%}", style="bold")
@@ -193,7 +194,7 @@ def _show(
             else "The pixels are a JPEG copy, not the official ones: accuracies on it are lower.",
         )
     files = "evaluation.json, confusion.png, confusion.csv, reliability.png"
-    console.print(f"{shown(folder)}/: {files}", soft_wrap=True)
+    console.print(f"{shown(folder)}/: {files}", markup=False, soft_wrap=True)
 
 
 def _parser() -> Parser:

@@ -73,11 +73,13 @@ def _show(rows: Sequence[tuple[str, Guesses]]) -> None:
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         table = Table("file", *("is" if place == 0 else "or" for place in range(len(rows[0][1]))))
         for name, guesses in rows:
-            table.add_row(name, *(f"{c} {p:.1%}" for c, p in guesses))
-        Console(highlight=False, markup=False).print(table)  # a file may be named [bold].png
+            # Text: a name such as [bold].png is no markup.
+            table.add_row(Text(name), *(Text(f"{c} {p:.1%}") for c, p in guesses))
+        Console().print(table)
         return
     widths = [max(len(name) for name, _ in rows)]
     widths += [max(len(row[1][i][0]) for row in rows) for i in range(len(rows[0][1]))]

@@ -1,9 +1,7 @@
 """``cvattn verify recipe=NAME``: train a recipe again and say whether it gives what it promises."""
 
 import dataclasses
-import inspect
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -19,7 +17,7 @@ from rich.table import Table
 
 import cvattn
 from cvattn.cli.common import CommandError, Parser, near
-from cvattn.cli.data_choice import MODULES, loaded
+from cvattn.cli.data_choice import MODULES, data_here, loaded
 from cvattn.harness.paths import assigned
 
 _MARK = "# contracts:"
@@ -62,15 +60,15 @@ def run(arguments: Sequence[str]) -> int:
         wrong = unknown[0] if unknown else ""
         raise CommandError(f"expected recipe=NAME, data=NAME, seed=NUMBER{near(wrong, ['recipe'])}")
     data, contract = _choose(given["recipe"], given.get("data"))
-    _check_data(data, contract)
     seed = given.get("seed", str(max(contract.seeds) + 1))
     if not seed.isdecimal():
         raise CommandError(f"seed={seed}: expected a whole number, 0 or more")
+    _check_data(data, contract)
     folder = Path(
         f"outputs/verify_{given['recipe']}_{data}_seed{seed}_{time.time():.0f}"
     ).absolute()
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{contract.command} seed={seed}")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{contract.command} seed={seed}", markup=False)
     _, script, *overrides = shlex.split(contract.command)
     command = [sys.executable, str(_ROOT / script), *overrides, f"seed={seed}"]
     code = subprocess.call([*command, assigned("hydra.run.dir", folder)])
@@ -123,13 +121,9 @@ def _choose(recipe: str, data: str | None) -> tuple[str, Contract]:
 
 def _check_data(name: str, contract: Contract) -> None:
     """Whether the images are those the contract is of: it would show only after the training."""
-    cls, root = MODULES.get(name), os.environ.get("CVATTN_DATA")
-    if cls is None:
+    if name not in MODULES:
         return  # no images
-    arguments: dict[str, Any] = {}
-    if root and "root" in inspect.signature(cls).parameters:
-        arguments["root"] = root
-    label = loaded(cls(**arguments)).label
+    label = loaded(data_here(name)).label
     if label == contract.data:
         return
     how = (

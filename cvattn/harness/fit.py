@@ -6,7 +6,6 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
-from rich.console import Console
 
 from cvattn.cost import count_parameters
 from cvattn.harness import report
@@ -22,7 +21,7 @@ from cvattn.harness.csv_log import CSVLog
 from cvattn.harness.drawing import draw_run
 from cvattn.harness.progress import ProgressLines, Throughput
 from cvattn.harness.settle import build
-from cvattn.harness.shell import quiet
+from cvattn.harness.shell import plain_console, quiet
 
 
 def fit(cfg: DictConfig) -> float:
@@ -41,7 +40,7 @@ def fit(cfg: DictConfig) -> float:
     """
     quiet()
     run = assemble(cfg)
-    console = Console(highlight=False, markup=False)  # folders may be named [old]
+    console = plain_console()
     throughput = Throughput()
     ending = SayHowToContinue(run.folder)
     trainer = _trainer(

@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 
 def short(path: Path) -> str:
     """The path as it can be read here: relative if it is below the working directory."""
@@ -13,9 +15,8 @@ def short(path: Path) -> str:
 def assigned(key: str, path: Path | str) -> str:
     """``key=path`` in Hydra's grammar: in quotes if the path has more than plain characters."""
     text = str(path)
-    if not re.fullmatch(r"[\w./-]+", text):
-        text = '"' + text.replace('"', r"\"") + '"'
-    return f"{key}={text}"
+    plain = re.fullmatch(r"[\w./-]+", text, re.ASCII)
+    return f"{key}={text if plain else QuotedString(text, Quote.double).with_quotes()}"
 
 
 def continue_command(last: Path) -> str:

@@ -20,11 +20,16 @@ def plain_errors() -> Iterator[None]:
         raise SystemExit(1 if isinstance(error, TrainingStopped) else 2) from None
 
 
+def plain_console(*, stderr: bool = False) -> Console:
+    """A console for names of the user's: in ``[old]`` and ``:x:`` it sees no style and no emoji."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
 def show_error(error: ConfigError | TrainingStopped) -> None:
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = plain_console(stderr=True)
     title = "stopped:" if isinstance(error, TrainingStopped) else "error:"
     console.print(title, style="bold red", end=" ")
-    console.print(str(error))
+    console.print(str(error), soft_wrap=True)
 
 
 def quiet() -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from cvattn.harness.paths import short
+from cvattn.harness.shell import plain_console
 
 ERROR = "error.txt"  # beside what a failed job left
 
@@ -33,8 +33,7 @@ class SweepTable(Callback):
 
 def show_table(folder: Path) -> None:
     """Print what the jobs in ``folder`` have come to, and leave it there in ``sweep.csv``."""
-    # Without markup: callbacks=[default,ema] would be taken for a style, and vanish.
-    console = Console(highlight=False, markup=False)
+    console = plain_console()
     rows = sweep_rows(folder)
     if rows:
         with (folder / "sweep.csv").open("w", newline="") as file:

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -42,11 +43,20 @@ def test_equal_seeds_are_compared():
     assert cells[3] == ["", "+0.00 (-12.71 to +12.71)", "-72.00"]
 
 
-def test_the_picture_is_drawn(tmp_path):
+def test_the_picture_is_drawn(tmp_path, monkeypatch):
+    """With the interval of three seeds, without that of two."""
+    rows = [row for row in ROWS if (row["run"], row["seed"]) != ("other", "7")]
+    drawn = []
+
+    def errorbar(axes: Axes, x: float, y: float, *, xerr: float, **style: object) -> None:
+        drawn.append((round(x, 3), y, round(xerr, 3)))
+
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
     compare_runs.draw(
-        compare_runs.by_seed(ROWS, "test_accuracy_views"),
+        compare_runs.by_seed(rows, "test_accuracy_views"),
         tmp_path / "runs.png",
         label="accuracy on digits",
     )
     with Image.open(tmp_path / "runs.png") as picture:
         assert picture.size[0] > 500
+    assert drawn == [(82.0, 0, 4.968), (82.0, 1, 0.0)]

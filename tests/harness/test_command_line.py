@@ -1,8 +1,12 @@
+import shlex
+
 import pytest
 from runs import CONF, TINY
 
 from cvattn import checkpoint
 from cvattn.harness import ConfigError, check_command_line
+from cvattn.harness.composition import parse
+from cvattn.harness.paths import continue_command
 from cvattn.models import SAGANClassifier
 
 WRONG = [
@@ -78,15 +82,16 @@ def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
         check_command_line([f"hydra.run.dir={tmp_path}/file/run"], CONF)
 
 
-def test_continuing_writes_into_the_same_folder(tmp_path):
-    path = tmp_path / "my run" / "checkpoints" / "last.ckpt"
+@pytest.mark.parametrize("name", ["run", "my run", "Lauf-ü", 'a "b" \\"c"', "it's", "a=[b], c"])
+def test_continuing_writes_into_the_same_folder(tmp_path, name):
+    path = tmp_path / name / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     network = SAGANClassifier(5, widths=(1, 1, 1))
     meta = {"source_config": {}, "choices": {}}
     checkpoint.save(path, network, args={}, meta=meta)
-    arguments = [f"ckpt_path='{path}'"]
-    checked = check_command_line(arguments, CONF)
-    assert checked == [*arguments, f'hydra.run.dir="{tmp_path / "my run"}"']
+    (argument,) = shlex.split(continue_command(path))[2:]
+    checked = check_command_line([argument], CONF)
+    assert [parse(text).value() for text in checked] == [str(path), str(path.parents[1])]
 
 
 def test_keys_beside_ckpt_path_are_those_of_the_continued_run(tmp_path):

@@ -122,7 +122,7 @@ def test_other_networks(run, tmp_path, capsys, model):
 
 def test_what_is_printed_of_any_folder_can_be_pasted(composed, tmp_path, capsys):
     cfg = composed(TINY)
-    folder = tmp_path / "it's [old], a=b" / "run"
+    folder = tmp_path / "it's :x: [old], a=b" / "run"
     cfg.run_dir = str(folder)
     fit(cfg)
     printed = [line for line in capsys.readouterr().out.splitlines() if "  python " in line]

@@ -1,5 +1,6 @@
 """From a configuration to a trained network and its report."""
 
+from cvattn.harness.averaging import AveragedWeights
 from cvattn.harness.callbacks import AttentionMonitor
 from cvattn.harness.command_line import check_command_line
 from cvattn.harness.csv_log import CSVLog
@@ -12,6 +13,7 @@ from cvattn.harness.sweep_table import SweepTable
 
 __all__ = [
     "AttentionMonitor",
+    "AveragedWeights",
     "CSVLog",
     "ConfigError",
     "SweepTable",

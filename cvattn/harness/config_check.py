@@ -10,10 +10,12 @@ import hydra.utils
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.optim import Optimizer
 
+from cvattn.harness.averaging import AveragedWeights
 from cvattn.harness.errors import ConfigError, did_you_mean
 
 # What a `_target_` may be, by where it stands: a configuration cannot call anything else.
@@ -79,8 +81,14 @@ def _check_target(path: str, node: dict) -> None:
         raise ConfigError(
             f"{path}._target_={node['_target_']}: expected a {kind.__module__}.{kind.__name__}"
         )
-    signature = inspect.signature(cls)
-    parameters = signature.parameters
+    averages = issubclass(cls, (WeightAveraging, StochasticWeightAveraging))
+    if averages and not issubclass(cls, AveragedWeights):
+        raise ConfigError(
+            f"{path}._target_={node['_target_']}: with it, weights are judged and saved that no "
+            "average has reached; use callbacks=[default,ema], or a subclass of "
+            "cvattn.harness.AveragedWeights"
+        )
+    parameters = inspect.signature(cls).parameters
     values = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in values.items():

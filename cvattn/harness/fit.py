@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import WandbLogger
 from cvattn.cost import count_parameters
 from cvattn.harness import report
 from cvattn.harness.assemble import Run, assemble
+from cvattn.harness.averaging import AveragedWeights, averaged
 from cvattn.harness.callbacks import (
     ReseedEachBatch,
     SavedContents,
@@ -85,9 +86,13 @@ def fit(cfg: DictConfig) -> float:
             logger.experiment.finish()  # else it is open until the process ends, across a sweep
     best = _best(trainer, metrics)
     if trainer.is_global_zero:
+        average = averaged(trainer.callbacks)  # type: ignore[attr-defined]
+        if average is not None and (said := average.note(trainer.global_step)):
+            run.notes.append(said)
         draw_run(run, trainer)
         summary = {
             **facts,
+            "weights": "averaged" if average is not None and average.begun else "trained",
             "val": _part(metrics, "val/"),
             "best_val_accuracy": best,
             "test": _part(tested, "test/"),
@@ -106,6 +111,8 @@ def fit(cfg: DictConfig) -> float:
 
 def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
     more = [build(n, f"callbacks.{key}") for key, n in (run.cfg.get("callbacks") or {}).items()]
+    # The averaged weights stay in place until every other callback has seen the validation.
+    more.sort(key=lambda callback: isinstance(callback, AveragedWeights))
     loggers = [build(n, f"logger.{key}") for key, n in (run.cfg.get("logger") or {}).items()]
     for logger in loggers:
         if isinstance(logger, CSVLog):

@@ -7,8 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cvattn.blocks.plain_layers import is_plain
 from cvattn.core.attention import attention, attention_weights
 from cvattn.core.attention.inputs import check_rows_wanted
+
+# One node each in a graph of torch.fx: they branch on shapes, which a tracer does not know.
+torch.fx.wrap("attention")
+torch.fx.wrap("attention_weights")
+torch.fx.wrap("_check_map")
 
 
 class SelfAttention2d(nn.Module):
@@ -24,8 +30,13 @@ class SelfAttention2d(nn.Module):
     C >= 1 works (q and k keep at least 1 channel), and large maps never store the (H*W) x (H*W)
     matrix. :meth:`biggan` is the form of the released SAGAN and BigGAN code.
 
-    The output projection runs through its weights, multiplied with gamma: forward hooks on ``proj``
-    are not called.
+    All four convolutions are modules that hooks, adapters, pruning, quantisation and norms act on.
+    A ``proj`` that is a plain convolution is folded with gamma into one product, which stores one
+    map less for the backward pass (:func:`cvattn.blocks.plain_layers.is_plain`).
+
+    ``torch.fx`` traces the block with attention as one node. ``torch.jit.trace`` keeps what one
+    input decided: a trace made on a small map stores all scores of a large one (use
+    ``torch.export``), and TorchScript's compiler, ``torch.jit.script``, does not take it.
 
     Args:
         in_channels: C.
@@ -63,8 +74,14 @@ class SelfAttention2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        qk_channels = max(1, in_channels // 8) if qk_channels is None else qk_channels
-        value_channels = in_channels if value_channels is None else value_channels
+        qk_origin = value_origin = ""
+        if qk_channels is None:
+            qk_channels = max(1, in_channels // 8)
+            near = max(num_heads, qk_channels // max(1, num_heads) * num_heads)
+            qk_origin = f"; it is in_channels // 8, as none was given: qk_channels={near} would do"
+        if value_channels is None:
+            value_channels = in_channels
+            value_origin = "; it is in_channels, as none was given (other widths: out_proj=True)"
         for name, given in (
             ("in_channels", in_channels),
             ("qk_channels", qk_channels),
@@ -74,9 +91,14 @@ class SelfAttention2d(nn.Module):
         ):
             if given < 1:
                 raise ValueError(f"{name}={given} must be at least 1")
-        for name, given in (("qk_channels", qk_channels), ("value_channels", value_channels)):
+        for name, given, origin in (
+            ("qk_channels", qk_channels, qk_origin),
+            ("value_channels", value_channels, value_origin),
+        ):
             if given % num_heads:
-                raise ValueError(f"{name}={given} is not divisible by num_heads={num_heads}")
+                raise ValueError(
+                    f"{name}={given} is not divisible by num_heads={num_heads}{origin}"
+                )
         if value_channels != in_channels and not out_proj:
             raise ValueError(
                 f"value_channels={value_channels} differs from in_channels={in_channels}: the sum "
@@ -85,6 +107,8 @@ class SelfAttention2d(nn.Module):
         self.in_channels = in_channels
         self.num_heads = num_heads
         self.kv_pool = kv_pool
+        self.spectral_norm = spectral_norm
+        self.gamma_init = float(gamma_init)
         like: dict[str, Any] = {"device": device, "dtype": dtype}
         self.query = nn.Conv2d(in_channels, qk_channels, 1, bias=bias, **like)
         self.key = nn.Conv2d(in_channels, qk_channels, 1, bias=bias, **like)
@@ -92,11 +116,27 @@ class SelfAttention2d(nn.Module):
         self.proj = (
             nn.Conv2d(value_channels, in_channels, 1, bias=bias, **like) if out_proj else None
         )
-        self.gamma = nn.Parameter(torch.full((1,), float(gamma_init), **like))
+        self.gamma = nn.Parameter(torch.full((1,), self.gamma_init, **like))
         if spectral_norm:
-            for layer in (self.query, self.key, self.value, self.proj):
-                if layer is not None:
-                    nn.utils.parametrizations.spectral_norm(layer)
+            for layer in self._convolutions():
+                nn.utils.parametrizations.spectral_norm(layer)
+
+    def _convolutions(self) -> list[nn.Conv2d]:
+        layers = (self.query, self.key, self.value, self.proj)
+        return [layer for layer in layers if layer is not None]
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start anew, as after construction: after ``to_empty``, say, of a meta-device model."""
+        for layer in self._convolutions():
+            layer.reset_parameters()
+            if self.spectral_norm:
+                # That wrote into a weight that is computed; what it is computed from is elsewhere.
+                fresh = nn.Conv2d(layer.in_channels, layer.out_channels, 1, bias=False)
+                nn.utils.parametrizations.spectral_norm(fresh)
+                state = fresh.get_submodule("parametrizations").state_dict()
+                layer.get_submodule("parametrizations").load_state_dict(state)
+        self.gamma.fill_(self.gamma_init)
 
     @classmethod
     def biggan(
@@ -144,10 +184,11 @@ class SelfAttention2d(nn.Module):
             (B, C, H, W), or the pair. The output is the same, bit for bit, with and without
             weights.
         """
-        self._check(x)
+        _check_map(x, self.in_channels)
         check_rows_wanted(need_weights, rows)
         # Channels last is the layout of tokens, and 1x1 convolutions are faster in it on CPUs.
-        tokens = x.contiguous(memory_format=torch.channels_last)
+        # (By strides, not by memory_format=, which vmap refuses.)
+        tokens = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         q = self._tokens(self.query(tokens))
         k = self._tokens(self._pool(self.key(tokens)))
         v = self._tokens(self._pool(self.value(tokens)))
@@ -160,9 +201,12 @@ class SelfAttention2d(nn.Module):
         attended = attended.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[-2:])
         if self.proj is None:
             return torch.addcmul(x, self.gamma, attended).to(x.dtype)
+        if not (isinstance(x, Tensor) and is_plain(self.proj)):  # fx traces with no tensors
+            return torch.addcmul(x, self.gamma, self.proj(attended)).to(x.dtype)
         # gamma * (W a + b) as (gamma W) a + gamma b: the projected map need not be kept.
         weight, bias = self.gamma * self.proj.weight, self.proj.bias
-        projected = F.conv2d(attended, weight, None if bias is None else self.gamma * bias)
+        bias = None if bias is None else self.gamma * bias
+        projected = self.proj._conv_forward(attended, weight, bias)
         return (x + projected).to(x.dtype)
 
     def key_grid(self, height: int, width: int) -> tuple[int, int]:
@@ -176,12 +220,13 @@ class SelfAttention2d(nn.Module):
         """(B, heads * d, H, W) -> (B, heads, H*W, d)."""
         return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
 
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"expected a feature map (batch, {self.in_channels}, height, width), got shape "
-                f"{tuple(x.shape)}"
-            )
-
     def extra_repr(self) -> str:
         return f"{self.in_channels}, num_heads={self.num_heads}, kv_pool={self.kv_pool}"
+
+
+def _check_map(x: Tensor, in_channels: int) -> None:
+    if x.ndim != 4 or x.shape[1] != in_channels:
+        raise ValueError(
+            f"expected a feature map (batch, {in_channels}, height, width), got shape "
+            f"{tuple(x.shape)}"
+        )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from cvattn.models.controls import BLOCKS, ConvolutionControl
@@ -11,6 +12,10 @@ from cvattn.models.image_input import check_images
 from cvattn.models.whitening import PatchWhitening
 
 Attention = Literal["common", "pooled", "biggan", "frozen", "convolution", "none"]
+# One node each in a graph of torch.fx, whose tracer knows no shapes.
+torch.fx.wrap("check_images")
+torch.fx.wrap("_check_large_enough")
+
 SMALLEST = 9  # pixels: one is left after the stem and three stages
 
 

@@ -273,7 +273,10 @@ REFUSED = {
     "no channels": ({"in_channels": 0}, "in_channels=0 must be at least 1"),
     "qk": ({"in_channels": 8, "qk_channels": 0}, "qk_channels=0 must be at least 1"),
     "pool": ({"in_channels": 8, "kv_pool": 0}, "kv_pool=0 must be at least 1"),
-    "heads": ({"in_channels": 8, "num_heads": 2}, "qk_channels=1 is not divisible by num_heads=2"),
+    "heads": (
+        {"in_channels": 8, "num_heads": 2},
+        r"qk_channels=1 is not divisible by num_heads=2; it is in_channels // 8.*qk_channels=2 would",
+    ),
     "value heads": (
         {"in_channels": 7, "qk_channels": 2, "num_heads": 2},
         "value_channels=7 is not divisible by num_heads=2",

@@ -1,0 +1,25 @@
+"""Whether a layer's weights may be used without calling the layer."""
+
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils import parametrize
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """True if nothing but its weights decides what the convolution gives, and nobody watches it.
+
+    Adapters (LoRA) and quantisation replace the layer or its class; pruning, the older
+    ``spectral_norm`` and ``weight_norm``, offloading and profilers hook it or replace its
+    ``forward``; sharding gives it another kind of parameters. Parametrizations
+    (``torch.nn.utils.parametrize``) act wherever the weight is read.
+    """
+    return (
+        parametrize.type_before_parametrizations(layer) is nn.Conv2d
+        and "forward" not in vars(layer)
+        and not any(getattr(layer, hooks) for hooks in _HOOKS)
+        and not _has_any_global_hook()
+        # Tensor: what torch.func puts in place of a parameter.
+        and all(type(parameter) in (nn.Parameter, Tensor) for parameter in layer.parameters())
+    )

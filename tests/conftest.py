@@ -1,17 +1,33 @@
-"""What every test gets: a seed, one thread a worker, and the way to CIFAR-10 where there is one."""
+"""What every test gets: a seed, one thread a worker, and the way to CIFAR-10 where there is one.
+
+Three variables stand for another machine (``.ci/machines`` sets them): ``CVATTN_TEST_THREADS`` is the
+number of torch's threads in each worker, ``CVATTN_TEST_BFLOAT16`` whether its processor multiplies
+bfloat16 (``native`` or ``emulated``), and ``CVATTN_TEST_SEED`` draws other numbers everywhere.
+"""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-SEED = 20261
+from cvattn.core.attention import plan
+
+SEED = int(os.environ.get("CVATTN_TEST_SEED", "20261"))
+BFLOAT16 = {"native": True, "emulated": False}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):  # an xdist worker: the cores are taken by its siblings
+    threads = os.environ.get("CVATTN_TEST_THREADS")
+    if threads:
+        torch.set_num_threads(int(threads))
+    elif hasattr(config, "workerinput"):  # an xdist worker: the cores are taken by its siblings
         torch.set_num_threads(1)
+    declared = os.environ.get("CVATTN_TEST_BFLOAT16")
+    if declared:
+        assert callable(plan._has_bfloat16)  # the one question that the library asks
+        plan._has_bfloat16 = lambda: BFLOAT16[declared]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -29,6 +45,15 @@ def seed() -> int:
     """Each test starts from the same numbers, whichever worker runs it and in whatever order."""
     torch.manual_seed(SEED)
     return SEED
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """New tensors and modules are float64: for tests of anything but lower precision itself."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture(scope="session")

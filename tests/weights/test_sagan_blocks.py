@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import assert_near, fill
+from oracles import assert_accurate, assert_near, fill, in_float64, outcome
 from torch import nn
 from torch.nn.utils import spectral_norm
 
@@ -88,16 +88,15 @@ def test_same_outputs_and_gradients(take, make):
     assert ours.training
     assert ours.gamma.shape == (1,)
     ours.eval()
-    x = torch.randn(3, 24, 6, 10, requires_grad=True)
-    y = x.detach().clone().requires_grad_()
-    want, got = theirs(x), ours(y)
-    assert (want - x).abs().max() > 0.1, "the block does nothing: a comparison of x with x"
-    assert_near(got, want, 1e-6)
-    pattern = torch.linspace(-1, 2, want.numel()).view_as(want)
-    (want * pattern).sum().backward()
-    (got * pattern).sum().backward()
-    assert_near(y.grad, x.grad, 1e-5)
-    assert_near(ours.gamma.grad.sum(), theirs.gamma.grad.sum(), 1e-5)
+    x = torch.randn(3, 24, 6, 10)
+    assert (theirs(x) - x).abs().max() > 0.1, "the block does nothing: a comparison of x with x"
+    assert_accurate(outcome(ours, x)[:2], lambda *given: outcome(*given)[:2], theirs, x)
+    theirs, x = in_float64((theirs, x))
+    *want, wanted = outcome(theirs, x)
+    *got, found = outcome(take(theirs.state_dict()).eval(), x)
+    for each, other in zip(got, want, strict=True):
+        assert_near(each, other)
+    assert_near(found["gamma"].sum(), wanted["gamma"].sum())  # of another shape in each block
 
 
 @either
@@ -109,7 +108,7 @@ def test_out_of_a_larger_state_dict(take, make):
     assert torch.equal(torch.get_rng_state(), before)
     assert {p.dtype for p in ours.parameters()} == {torch.float64}
     x = torch.randn(2, 24, 4, 14, dtype=torch.float64)
-    assert_near(ours(x), theirs(x), 1e-10)
+    assert_near(ours(x), theirs(x))
     memory = {tensor.data_ptr() for tensor in theirs.state_dict().values()}
     assert not memory & {tensor.data_ptr() for tensor in ours.state_dict().values()}
     with pytest.raises(ValueError, match=r"such a block is at prefix='blocks\.0\.'$"):
@@ -124,7 +123,7 @@ def test_what_comes_out_is_the_form_of_that_name(spectral):
     preset = SelfAttention2d.biggan(24, spectral_norm=spectral)
     preset.load_state_dict(ours.state_dict())
     x = torch.randn(2, 24, 5, 7)  # odd maps too, which theirs would cut
-    assert_near(preset.eval()(x), ours.eval()(x), 1e-6)
+    assert torch.equal(preset.eval()(x), ours.eval()(x))
 
 
 def test_training_goes_on():

@@ -1,8 +1,8 @@
 """What every test gets: a seed, one thread a worker, and the way to CIFAR-10 where there is one.
 
-Three variables stand for another machine (``.ci/machines`` sets them): ``CVATTN_TEST_THREADS`` is the
-number of torch's threads in each worker, ``CVATTN_TEST_BFLOAT16`` whether its processor multiplies
-bfloat16 (``native`` or ``emulated``), and ``CVATTN_TEST_SEED`` draws other numbers everywhere.
+Three variables stand for another machine (``.ci/machines`` sets them): ``CVATTN_TEST_THREADS`` is
+the number of torch's threads in each worker, ``CVATTN_TEST_BFLOAT16`` whether its processor
+multiplies bfloat16 (``native`` or ``emulated``), ``CVATTN_TEST_SEED`` draws other numbers.
 """
 
 import os

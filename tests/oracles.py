@@ -41,9 +41,11 @@ ENOUGH = 64  # numbers of which the largest error is no accident
 
 
 def assert_near(
-    actual: Tensor, expected: Tensor, tolerance: float | None = None, what: str = ""
+    actual: Tensor, expected: Tensor, what: str | float = "", label: str = ""
 ) -> None:
     """Finite, of one shape, and in float64 apart by rounding at most."""
+    tolerance = what if isinstance(what, float) else None
+    what = label if isinstance(what, float) else what
     assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)} {tuple(expected.shape)}"
     assert torch.isfinite(actual).all(), f"{what}: not finite"
     if tolerance is None:

@@ -8,27 +8,31 @@ training loop keeps there, it has
   plain arguments it was built with, and what a user needs to use it (classes, mean and std, image
   size, the run's whole configuration).
 
-A ``.safetensors`` file has the weights as its tensors and the entry as JSON in its metadata. Small
-networks that come with the package are such files, and are loaded by name.
+A ``.safetensors`` file has the weights as its tensors and the entry as JSON in its metadata, with a
+digest of both. Small networks that come with the package are such files, and are loaded by name.
+
+What is read is what was written: a file that was damaged since is refused, by
+:mod:`cvattn.integrity`.
 """
 
 import json
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import cvattn.models as models
+from cvattn.integrity import DamagedError, check_archive, digest
 
 FORMAT = 1
 PREFIX = "network."
 SAFE = ".safetensors"
+ZIP = b"PK\3\4"  # what torch.save writes begins with
 ON_BOARD = {
     path.stem: path for path in sorted((Path(__file__).parent / "on_board").glob(f"*{SAFE}"))
 }
@@ -59,10 +63,7 @@ def save(
     """
     entry = describe(network, args, meta)
     if Path(path).suffix == SAFE:
-        from safetensors.torch import save_file
-
-        state = {key: value.contiguous() for key, value in network.state_dict().items()}
-        save_file(state, path, metadata={"cvattn": json.dumps(entry)})
+        _write_safetensors(path, network.state_dict(), entry)
         return
     state = {PREFIX + key: value for key, value in network.state_dict().items()}
     torch.save({"cvattn": entry, "state_dict": state}, path)
@@ -87,13 +88,8 @@ def read(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
             )
         file = ON_BOARD[str(path)]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # guesses about foreign files; the error says it better
-            content = (
-                _read_safetensors(file, map_location)
-                if file.suffix == SAFE
-                else torch.load(file, map_location=map_location, weights_only=True)
-            )
+        read_file = _read_safetensors if file.suffix == SAFE else _read_archive
+        content = read_file(file, map_location)
     except Exception as error:  # on damaged files the unpickler raises nearly anything
         raise CheckpointError(f"{path} {_diagnosis(file, error)}") from error
     ours = content.get("cvattn") if isinstance(content, dict) else None
@@ -112,34 +108,72 @@ def read(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
     return content
 
 
+def _read_archive(path: Path, map_location: str | torch.device) -> Any:
+    """What ``torch.save`` wrote; its form of before 2020 has no checksums and is refused."""
+    with path.open("rb") as file, warnings.catch_warnings():
+        if file.read(len(ZIP)) != ZIP:
+            raise CheckpointError("is not a checkpoint: not a file that torch.save writes")
+        check_archive(file)
+        file.seek(0)  # the file that was checked, even if another takes its name meanwhile
+        warnings.simplefilter("ignore")  # guesses about foreign files; the error says it better
+        return torch.load(file, map_location=map_location, weights_only=True)
+
+
+def _write_safetensors(
+    path: str | PathLike[str], state: Mapping[str, Tensor], entry: Mapping[str, Any]
+) -> None:
+    """A tensor with two names (tied weights) is written once; the format takes no second one."""
+    from safetensors.torch import save_file
+
+    kept: dict[tuple, str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in state.items():
+        memory = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        first = kept.setdefault(memory, name) if tensor.numel() else name
+        if first != name:
+            tied[name] = first
+    tensors = {name: _alone(tensor) for name, tensor in state.items() if name not in tied}
+    texts = {"cvattn": json.dumps(entry), "tied": json.dumps(tied)}
+    save_file(tensors, path, metadata={**texts, "sha256": digest(texts, tensors)})
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Contiguous, in memory that no other tensor shares: safetensors refuses the rest."""
+    tensor = tensor.detach().contiguous()
+    shares = tensor.untyped_storage().nbytes() != tensor.nbytes
+    return tensor.clone() if shares else tensor
+
+
 def _read_safetensors(path: Path, map_location: str | torch.device) -> dict[str, Any]:
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt", device=str(map_location)) as file:
-        entry = json.loads((file.metadata() or {}).get("cvattn", "null"))
-        names = file.keys()
-        return {"cvattn": entry, "state_dict": {PREFIX + n: file.get_tensor(n) for n in names}}
+    with safe_open(path, framework="pt") as file:
+        texts = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    written = texts.pop("sha256", None)  # files of earlier versions have none
+    if written is not None and written != digest(texts, tensors):
+        raise DamagedError("its content does not agree with its SHA-256")
+    state = {name: tensor.to(map_location) for name, tensor in tensors.items()}
+    for name, first in json.loads(texts.get("tied", "{}")).items():
+        state[name] = state[first]
+    return {
+        "cvattn": json.loads(texts.get("cvattn", "null")),
+        "state_dict": {PREFIX + name: tensor for name, tensor in state.items()},
+    }
 
 
-def _diagnosis(path: str | PathLike[str], error: Exception) -> str:
+def _diagnosis(path: Path, error: Exception) -> str:
     """What is wrong with a file that did not load; torch's own words advise to load it unsafely."""
     if isinstance(error, PermissionError):
         return "cannot be read: permission denied"
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if not start:
+    if not path.stat().st_size:
         return "is empty"
-    if Path(path).suffix == SAFE:
+    if isinstance(error, CheckpointError):
+        return str(error)
+    if isinstance(error, DamagedError):
+        return f"is damaged: cut short, or changed since it was written; {error}"
+    if path.suffix == SAFE:
         return f"is damaged, or no safetensors file: {error}"
-    if start != b"PK\3\4":
-        return "is not a checkpoint: not a file that torch.save writes"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            whole = archive.testzip() is None
-    except Exception:  # zipfile, too, raises nearly anything on damage
-        whole = False
-    if not whole:
-        return "is damaged: cut short, or changed since it was written"
     if isinstance(error, pickle.UnpicklingError):
         return "holds more than tensors and plain values; that could run code and is not loaded"
     return f"cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
@@ -169,7 +203,9 @@ def load(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
             f"{path} holds a {name!r}; this version knows {', '.join(models.__all__)}"
         )
     try:
-        network: nn.Module = getattr(models, name)(**ours["args"])
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            # The weights drawn here are all replaced; the caller's own draws go on as before.
+            network: nn.Module = getattr(models, name)(**ours["args"])
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         raise CheckpointError(f"{path}: {name} cannot be built as stored: {error}") from error
     state = {

@@ -1,19 +1,21 @@
 """Attention into any CNN: inserted after a layer, in place, and out again."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
+from cvattn.blocks.dry_run import Call
+from cvattn.blocks.placement import check_unchanged, find_places
 from cvattn.blocks.self_attention2d import SelfAttention2d
+from cvattn.blocks.upkeep import CHILD, Upkeep, attend
+from cvattn.blocks.wrapped import check_changeable, check_initialised, check_unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_CHILD = "inserted_attention"
 _SIZE = (64, 96)  # of the dry run's image; not square, so that a (B, H, W, C) layer shows
 
 
@@ -22,58 +24,102 @@ def insert_attention(
     *,
     after: str | Iterable[str],
     block: Callable[[int], nn.Module] = SelfAttention2d,
-    example: Tensor | None = None,
+    example: Any = None,
 ) -> Model:
     """Put a block behind layers of a CNN, in place; the model is returned too.
 
     A new block is the identity (gamma = 0), so the outputs stay what they were, bit for bit. It
     becomes a child of its layer, ``<layer>.inserted_attention``: the names of all other parameters
     stay, and a state dict from before the insertion still loads (the block then keeps its values).
-    The channels come from one pass of ``example`` through the model in eval mode.
 
-    Insert before ``torch.compile``. The layer is watched by a forward hook, which acts when the
-    layer is called as a module, as it is everywhere but in hand-written ``layer.forward(x)``.
+    A few passes of ``example`` through the model in eval mode find the channels, and that the block
+    runs once in each pass, on the layer's output, and changes nothing yet. If the example cannot
+    pass the model whole, this is known only up to where it fails: give one that can.
+
+    Insert after tools that replace layers (SyncBatchNorm, adapters, fusion, quantisation), and
+    before DistributedDataParallel, FSDP, ``torch.compile`` and TorchScript. A model one of whose
+    layers has lost its block raises when it is called. The layer is watched by a forward hook,
+    which acts when the layer is called as a module, as it is everywhere but in hand-written
+    ``layer.forward(x)``.
+
+    Behind an ``nn.Sequential`` the block is its last child: ``model.layer3[-1]`` is the block then,
+    and ``model.layer3.append(...)`` lands behind it. Tools that are given ``layer3[-1]`` for the
+    last residual block (Grad-CAM's ``target_layers``) want ``layer3[-2]``, or ``layer3``.
 
     Args:
         model: any module whose chosen layers give feature maps (B, C, H, W).
         after: name of a layer as in ``model.named_modules()``, several, or patterns, in which * and
-            ? stand for parts of one name: "layer3", "layer[34]", "features.*.block".
+            ? stand for parts of one name: "layer3", "layer[34]", "features.*.block". No norm, and
+            no convolution whose norm follows: other tools rebuild these.
         block: channels -> module; ``SelfAttention2d.biggan``, a ``functools.partial``, or your own.
-        example: input (B, C, H, W) for the pass; None: zeros (1, C, 64, 96), with the C of the
-            model's first convolution.
+        example: what the model takes: a tensor; a tuple of positional inputs, ``(x, t)``; a dict of
+            keyword inputs; anything else is the one input, ``[image]`` for torchvision's detectors.
+            None: zeros (1, C, 64, 96), with the C of the model's first convolution.
 
     Raises:
         ValueError: no such layer (with near matches), one that has attention already, one that does
-            not give a feature map or does not run exactly once; a pass that needs an example.
+            not give a feature map or that no block can follow (with a place near it that works); a
+            pass that needs an example; a model that is wrapped, compiled, scripted or lazy.
     """
-    names = _find(model, [after] if isinstance(after, str) else list(after))
+    check_unwrapped(model)  # first: the wrapper's names are others than the caller's
+    names = _find(model, after)
+    check_changeable(model, names)
+    check_initialised(model)
     layers = {name: model.get_submodule(name) for name in names}
     for name, layer in layers.items():
-        if hasattr(layer, _CHILD):
+        if CHILD in layer._modules:
             raise ValueError(
                 f"{name!r} has attention already; remove_attention(model) takes it out"
             )
-    maps = _dry_run(model, layers, example)
+    call = Call.of(_zeros_for(model) if example is None else example)
+    places = find_places(model, layers, call)
     # All are made before the first is put in: one that fails leaves the model as it was.
-    blocks = {name: block(found.shape[1]).to(found) for name, found in maps.items()}
+    blocks = {name: block(place.map.shape[1]).to(place.map) for name, place in places.of.items()}
     for name, layer in layers.items():
-        inserted = blocks[name].train(layer.training)
-        inserted.register_load_state_dict_pre_hook(_keep_if_absent)
-        layer.add_module(_CHILD, inserted)
-        if not _runs_its_children(layer):
-            layer.register_forward_hook(_attend, prepend=True)  # other hooks see what comes out
+        layer.add_module(CHILD, blocks[name].train(layer.training))
+        if places.of[name].by_hook:
+            layer.register_forward_hook(attend, prepend=True)  # other hooks see what comes out
+    try:
+        check_unchanged(model, blocks, call, places)
+    except ValueError:
+        for layer in layers.values():
+            _take_out(layer)
+        raise
+    for name in layers:
+        blocks[name].register_load_state_dict_pre_hook(_keep_if_absent)
+    Upkeep.watch(model, {name: place.by_hook for name, place in places.of.items()})
     return model
 
 
-def remove_attention(model: Model) -> Model:
-    """Take out, in place, what :func:`insert_attention` put in; the model is as it was before."""
-    for layer in list(model.modules()):
-        if _CHILD in layer._modules:
-            delattr(layer, _CHILD)
-            for key, hook in list(layer._forward_hooks.items()):
-                if hook is _attend:
-                    del layer._forward_hooks[key]
+def remove_attention(model: Model, *, after: str | Iterable[str] | None = None) -> Model:
+    """Take out, in place, what :func:`insert_attention` put in; the model is as it was before.
+
+    Args:
+        after: the layers to take it from, named as in :func:`insert_attention`; None = all.
+
+    Raises:
+        ValueError: no such layer, or one without attention.
+    """
+    if after is None:
+        chosen = list(model.modules())
+    else:
+        names = _find(model, after)
+        chosen = [model.get_submodule(name) for name in names]
+        without = [n for n, layer in zip(names, chosen, strict=True) if CHILD not in layer._modules]
+        if without:
+            raise ValueError(f"there is no attention after {', '.join(map(repr, without))}")
+    for layer in chosen:
+        _take_out(layer)
+    for module in model.modules():
+        Upkeep.forget(module)
     return model
+
+
+def _take_out(layer: nn.Module) -> None:
+    layer._modules.pop(CHILD, None)
+    for key, hook in list(layer._forward_hooks.items()):
+        if hook is attend:
+            del layer._forward_hooks[key]
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -81,39 +127,37 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     new: list[nn.Parameter] = []
     old: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (new if _CHILD in name.split(".") else old).append(parameter)
+        (new if CHILD in name.split(".") else old).append(parameter)
     return new, old
-
-
-def _attend(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """The hook; not a closure, so that models with it can be pickled and it is found again."""
-    return getattr(layer, _CHILD)(output)
-
-
-def _runs_its_children(layer: nn.Module) -> bool:
-    """A Sequential runs the new child by itself, as its last."""
-    return type(layer).forward is nn.Sequential.forward
 
 
 def _keep_if_absent(
     block: nn.Module, state_dict: dict[str, Any], prefix: str, *others: object
 ) -> None:
     """Loading a state dict from before the insertion: the block's values are not missing there."""
-    if not any(key.startswith(prefix) for key in state_dict):
-        state_dict.update({prefix + name: value for name, value in block.state_dict().items()})
+    if any(key.startswith(prefix) for key in state_dict):
+        return
+    gamma = getattr(block, "gamma", None)
+    if isinstance(gamma, Tensor) and not gamma.is_meta and bool((gamma != 0).any()):
+        warnings.warn(
+            f"the state has nothing for {prefix.removesuffix('.')!r}: it keeps its trained values "
+            f"(gamma {gamma.flatten()[0].item():.3g})",
+            stacklevel=2,
+        )
+    state_dict.update({prefix + name: value for name, value in block.state_dict().items()})
 
 
-def _find(model: nn.Module, wanted: Sequence[str]) -> list[str]:
+def _find(model: nn.Module, after: str | Iterable[str]) -> list[str]:
     known = [name for name, _ in model.named_modules() if name]
     found: dict[str, None] = {}
-    for pattern in wanted:
+    for pattern in [after] if isinstance(after, str) else after:
         parts = pattern.split(".")
         hits = [
             name
             for name in known
             if len(parts) == name.count(".") + 1
             and all(map(fnmatchcase, name.split("."), parts))
-            and _CHILD not in name.split(".")
+            and CHILD not in name.split(".")
         ]
         if not hits:
             near = get_close_matches(pattern, known) or known[:8]
@@ -124,53 +168,6 @@ def _find(model: nn.Module, wanted: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _dry_run(
-    model: nn.Module, layers: dict[str, nn.Module], example: Tensor | None
-) -> dict[str, Tensor]:
-    """What each layer gives for the example, checked to be one feature map."""
-    outputs: dict[str, list[Any]] = {name: [] for name in layers}
-    handles = [
-        layer.register_forward_hook(lambda _, __, output, name=name: outputs[name].append(output))
-        for name, layer in layers.items()
-    ]
-    given = _zeros_for(model) if example is None else example
-    failure: Exception | None = None
-    try:
-        with torch.no_grad(), _in_eval_mode(model):
-            model(given)
-    except Exception as error:  # behind the layers it may fail: there is nothing to learn there
-        failure = error
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, found in outputs.items():
-        if failure is not None and not found:
-            raise ValueError(
-                f"the model does not take an input of {tuple(given.shape)}, so the channels of "
-                f"{name!r} are not known; give example= an input that it takes ({failure})"
-            ) from failure
-        _check_map(name, found, tuple(given.shape))
-    return {name: found[0] for name, found in outputs.items()}
-
-
-def _check_map(name: str, found: Sequence[Any], given: tuple[int, ...]) -> None:
-    if len(found) != 1:
-        raise ValueError(
-            f"{name!r} runs {len(found)} times in one pass; attention needs a layer that runs once"
-        )
-    output = found[0]
-    if not isinstance(output, Tensor) or output.ndim != 4:
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"{name!r} gives {shape}, not a feature map (batch, C, height, width)")
-    # Of an image that is not square, the height and width can be told from the channels.
-    wide, (_, one, two, three) = given[-1] / given[-2], output.shape
-    if abs(two / one / wide - 1) < 0.2 < abs(three / two / wide - 1):
-        raise ValueError(
-            f"{name!r} gives {tuple(output.shape)} for an input of {given}: channels last, not a "
-            "feature map (batch, C, height, width)"
-        )
-
-
 def _zeros_for(model: nn.Module) -> Tensor:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
@@ -179,15 +176,3 @@ def _zeros_for(model: nn.Module) -> Tensor:
             "example= an input"
         )
     return first.weight.new_zeros(1, first.in_channels, *_SIZE)
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Batch norms keep their statistics; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

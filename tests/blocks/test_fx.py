@@ -55,7 +55,7 @@ def outputs_of(model: nn.Module, names: list[str], images: torch.Tensor) -> list
     return [seen[name] for name in names]
 
 
-@pytest.mark.parametrize("after", ["layer3", "layer2.1", ["layer3", "bn1"]])
+@pytest.mark.parametrize("after", ["layer3", "layer2.1", ["layer3", "maxpool"]])
 def test_torchvision_extracts_features(after):
     model = acting(insert_attention(torchvision.models.resnet18(num_classes=7), after=after))
     images, names = torch.randn(2, 3, 64, 96), ["layer3", "layer4"]

@@ -275,7 +275,7 @@ REFUSED = {
     "pool": ({"in_channels": 8, "kv_pool": 0}, "kv_pool=0 must be at least 1"),
     "heads": (
         {"in_channels": 8, "num_heads": 2},
-        r"qk_channels=1 is not divisible by num_heads=2; it is in_channels // 8.*qk_channels=2 would",
+        r"qk_channels=1 is not divisible by num_heads=2; it is in_channels // 8.*qk_channels=2",
     ),
     "value heads": (
         {"in_channels": 7, "qk_channels": 2, "num_heads": 2},

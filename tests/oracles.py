@@ -40,9 +40,7 @@ FEW = 4  # eps of the largest value: what a last rounding or two may cost anyone
 ENOUGH = 64  # numbers of which the largest error is no accident
 
 
-def assert_near(
-    actual: Tensor, expected: Tensor, what: str | float = "", label: str = ""
-) -> None:
+def assert_near(actual: Tensor, expected: Tensor, what: str | float = "", label: str = "") -> None:
     """Finite, of one shape, and in float64 apart by rounding at most."""
     tolerance = what if isinstance(what, float) else None
     what = label if isinstance(what, float) else what

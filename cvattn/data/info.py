@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cvattn.core import Alphabet
+from cvattn.core.alphabet import PAD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,11 @@ class Facts:
     def meta(self) -> dict[str, Any]:
         """What a checkpoint must carry for its network to be used: plain values."""
         raise NotImplementedError
+
+    def identity(self) -> dict[str, Any]:
+        """What a run that is continued compares, beside :meth:`meta`, to see the data unchanged."""
+        sizes = {f"{part}_size": getattr(self, f"{part}_size") for part in ("train", "val", "test")}
+        return {"fingerprint": self.fingerprint, **sizes}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +146,7 @@ class StringInfo(Facts):
         return {
             "source_vocab": vocab,
             "target_vocab": vocab,
+            "pad_id": PAD,
             "alphabet": list(self.alphabet),
             "max_length": self.max_length,
         }
@@ -184,6 +191,8 @@ class LineInfo(Facts):
     def fills(self) -> dict[str, Any]:
         return {
             "target_vocab": len(Alphabet(self.alphabet)),
+            "pad_id": PAD,
+            "in_channels": 1,
             "height": self.height,
             "alphabet": list(self.alphabet),
             "max_length": self.max_length,

@@ -18,7 +18,13 @@ from cvattn.harness.decisions import Decision, decide
 from cvattn.harness.errors import ConfigError
 from cvattn.harness.precision import probe_precision
 from cvattn.harness.provenance import commit
-from cvattn.harness.resume import run_folder, saved_config
+from cvattn.harness.resume import (
+    check_same_data,
+    notes_of_changes,
+    now_chosen,
+    saved_config,
+    saved_state,
+)
 from cvattn.harness.settle import build, settle
 from cvattn.tasks import NetworkTask
 
@@ -77,12 +83,12 @@ def assemble(cfg: DictConfig) -> Run:
     choices = {k: v for k, v in hydra.runtime.choices.items() if "/" not in k} if hydra else {}
     ckpt_path, done, steps, commits = cfg.ckpt_path, 0, 0, [commit()]
     if ckpt_path is not None:
-        saved = checkpoint.read(ckpt_path)
+        saved = saved_state(ckpt_path)
         before = saved["cvattn"]["meta"]
         choices, done, steps = before["choices"], saved["epoch"] + 1, saved["global_step"]
         commits = [one for one in before.get("commits", []) if one not in commits] + commits
-        cfg = saved_config(ckpt_path, overrides)
-        cfg.run_dir = str(run_folder(ckpt_path))
+        cfg = saved_config(ckpt_path, overrides, cfg)
+        choices = now_chosen(choices, overrides)
     cfg = cfg.copy()
     cfg.ckpt_path = None  # the saved configuration starts from nothing
     if cfg.seed is None:
@@ -91,19 +97,29 @@ def assemble(cfg: DictConfig) -> Run:
     data, notes = settle(cfg, overrides)
     _check_unfinished(cfg, epochs=done, steps=steps)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    info = _load(data)
     network = build(cfg.model, "model")
+    task = build(cfg.task, "task", network=network, **data.for_task)
+    try:
+        task.make_optimizer()
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"recipe.optimizer: {error}") from error
+    info = _load(data)
+    if ckpt_path is not None:
+        resized = any(o.startswith("data.") and not o.startswith("data.root") for o in overrides)
+        check_same_data(ckpt_path, info, resized=resized)
     if cfg.task.get("channels_last"):
         network = network.to(memory_format=torch.channels_last)
     if ckpt_path is None:
         _begin(network, data)
-    task = build(cfg.task, "task", network=network, **data.for_task)
     macs = count_macs(network, *info.zeros(info.size))
     precision = _precision(cfg, network, info)
     cfg.trainer.precision = precision.choice
     resolved = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    if ckpt_path is not None:
+        notes += notes_of_changes(ckpt_path, resolved)
     meta = {
         **info.meta(),
+        **info.identity(),
         "config": resolved,
         "source_config": OmegaConf.to_container(cfg, resolve=False),
         "choices": dict(choices),

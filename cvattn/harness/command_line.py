@@ -5,22 +5,26 @@ is composed first, and every key, group and choice that does not exist is named 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from cvattn.harness.composition import assignments, compose_checked, parse
+from cvattn.harness.composition import Composer, assignments, parse
 from cvattn.harness.decisions import register_resolvers
 from cvattn.harness.errors import ConfigError
-from cvattn.harness.resume import resume_arguments, saved_choices
+from cvattn.harness.paths import assigned, holds_a_run, short
+from cvattn.harness.resume import resume_arguments, run_folder, saved_choices, saved_keys
 
 # Hydra's own flags, which it answers without running anything.
 _INFORM = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
 _SHELL = {"--shell-completion", "-sc"}
 _MULTIRUN = {"-m", "--multirun"}
+# Those that take a value: a folder of more choices, or another configuration altogether.
+_FOLDER = {"--config-dir", "-cd"}
+_ELSEWHERE = {"--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun"}
 # Groups that are for several runs: Hydra's plugin behind each, and the extra that installs it.
 _OF_A_SWEEP = {
     "sweep": ("hydra-optuna-sweeper", "sweep"),
@@ -42,37 +46,74 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
     arguments = list(arguments)
     if set(arguments) & (_INFORM | _SHELL):
         return arguments
-    conf = Path(conf).absolute()
-    overrides = [parse(text) for text in arguments if not text.startswith("-")]
-    multirun = _is_for_several_runs(overrides) or bool(_MULTIRUN & set(arguments))
-    if multirun:
-        # Hydra's parser takes the flag before or behind all overrides, not between them.
-        arguments = [text for text in arguments if text not in _MULTIRUN] + ["--multirun"]
-    else:
-        # The keys that exist are those of the run that is continued, not of the defaults.
-        added = _choices_of_the_run(overrides, conf)
-        arguments += added
-        overrides += [parse(text) for text in added]
+    texts, flags, folders = _parts(arguments)
+    overrides = [parse(text) for text in texts]
+    multirun = _is_for_several_runs(overrides) or bool(_MULTIRUN & set(flags))
+    # Hydra's parser takes flags before or behind all overrides, not between them.
+    flags = [text for text in flags if text not in _MULTIRUN] + ["--multirun"] * multirun
+    named = {override.key_or_group: override for override in overrides}
     for override in overrides:
         if override.is_sweep_override() and not multirun:
             raise ConfigError(
                 f"{override.input_line}: several values need --multirun (-m); a list is written "
                 "key=[a,b]"
             )
-    configurations = compose_checked(overrides, conf)
-    _check_run_folder(overrides, multirun)
+    if "hydra.searchpath" in named:
+        more = named["hydra.searchpath"].value()
+        folders += map(str, more if isinstance(more, list) else [more])
+    composer = Composer(Path(conf).absolute(), folders)
+    given = named["ckpt_path"].value() if "ckpt_path" in named else None
+    path = None if given is None else str(given)
+    if path is not None and multirun:
+        raise ConfigError("ckpt_path= continues one run; it cannot be part of a multirun")
+    if path is not None:
+        _check_same_folder(named, path)
+        # The keys that exist are those of the run that is continued, not of the defaults.
+        kept = composer.present(saved_choices(path), set(named))
+        overrides += [parse(text) for text in kept]
+    configurations = composer.compose(overrides, () if path is None else saved_keys(path))
+    texts = [
+        composer.for_hydra(override)
+        for override in overrides
+        if multirun or override.key_or_group != "run_dir" or path is None
+    ]
+    _check_run_folder(overrides, multirun, new=path is None)
     if multirun and any(text.startswith("ddp") for text in _strategies(configurations, overrides)):
         # Lightning starts each further process with the same command line: it would sweep again.
         raise ConfigError(
             "trainer=ddp cannot run inside a multirun: every process would start the whole sweep "
             "again. Run the jobs one by one, or sweep with trainer=auto."
         )
-    ckpt_path = configurations[0].get("ckpt_path")
-    if ckpt_path is not None:
-        if multirun:
-            raise ConfigError("ckpt_path= continues one run; it cannot be part of a multirun")
-        arguments += resume_arguments(str(ckpt_path))
-    return arguments
+    if path is not None:
+        texts += resume_arguments(path)
+    elif "run_dir" in named and "hydra.run.dir" not in named and not multirun:
+        texts.append(assigned("hydra.run.dir", str(named["run_dir"].value())))
+    return texts + flags
+
+
+def _parts(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Overrides, Hydra's flags with their values, and the folders that ``--config-dir`` names."""
+    overrides, flags, folders = [], [], []
+    left = iter(arguments)
+    for text in left:
+        flag, equals, value = text.partition("=")
+        if not flag.startswith("-"):
+            overrides.append(text)
+            continue
+        flags.append(text)
+        if flag in _ELSEWHERE:
+            raise ConfigError(
+                f"{flag}: the configuration is conf/config.yaml; own choices for its groups come "
+                "with --config-dir FOLDER, such as FOLDER/experiment/mine.yaml"
+            )
+        if flag in _FOLDER:
+            if not equals:
+                value = next(left, "")
+                flags.append(value)
+            if not Path(value).is_dir():
+                raise ConfigError(f"{flag} {value}: there is no such folder")
+            folders.append(f"file://{Path(value).absolute()}")
+    return overrides, flags, folders
 
 
 def _is_for_several_runs(overrides: Sequence[Override]) -> bool:
@@ -107,25 +148,32 @@ def _strategies(
             yield from (text.partition("=")[2] for text in assignments(override))
 
 
-def _choices_of_the_run(overrides: Sequence[Override], conf: Path) -> list[str]:
-    """``group=choice`` as the checkpoint has them, where the command line names none itself."""
-    named = {override.key_or_group: override for override in overrides}
-    path = named["ckpt_path"].value() if "ckpt_path" in named else None
-    if path is None or named["ckpt_path"].is_sweep_override():
-        return []
-    return [
-        f"{group}={choice}"
-        for group, choice in saved_choices(str(path)).items()
-        if group not in named and choice is not None and (conf / group / f"{choice}.yaml").is_file()
-    ]
+def _check_same_folder(named: Mapping[str, Override], path: str) -> None:
+    """A continued run writes where it began; to branch off, its folder is copied."""
+    here = run_folder(path)
+    for key in ("hydra.run.dir", "run_dir"):
+        if key in named and Path(str(named[key].value())).absolute() != here:
+            last = here / "checkpoints" / Path(path).name
+            raise ConfigError(
+                f"{named[key].input_line}: a continued run writes into its own folder, {here}. To "
+                f"branch off, copy that folder and continue the copy: ckpt_path=COPY/"
+                f"{last.relative_to(here) if last.exists() else Path(path).name}"
+            )
 
 
-def _check_run_folder(overrides: Sequence[Override], multirun: bool) -> None:
-    """Hydra makes the run folder before our code runs, so that it can be made is seen to here."""
+def _check_run_folder(overrides: Sequence[Override], multirun: bool, *, new: bool) -> None:
+    """Hydra makes the run folder before our code runs, so what is wrong with it is said here."""
     key, folder = ("hydra.sweep.dir", "multirun") if multirun else ("hydra.run.dir", "outputs")
     for override in overrides:
-        if override.key_or_group == key:
+        if override.key_or_group == "run_dir" and multirun:
+            raise ConfigError(
+                f"{override.input_line}: all jobs would write into one folder; name their parent "
+                "with hydra.sweep.dir="
+            )
+        if override.key_or_group in (key, "run_dir"):
             folder = str(override.value())
+            if new and "${" not in folder:
+                _check_new(Path(folder), multirun)
     # What stands before the first interpolation is known already.
     path = Path(folder.partition("${")[0] or ".").absolute()
     while not path.exists():
@@ -136,4 +184,16 @@ def _check_run_folder(overrides: Sequence[Override], multirun: bool) -> None:
         raise ConfigError(
             f"the run folder {folder} cannot be made: {path} is not writable; choose another with "
             f"{key}=..."
+        )
+
+
+def _check_new(folder: Path, multirun: bool) -> None:
+    """No run writes over another one."""
+    places = sorted(folder.glob("*/")) if multirun else [folder]
+    for place in filter(holds_a_run, places):
+        last = place / "checkpoints" / "last.ckpt"
+        on = f"continue it with {assigned('ckpt_path', short(last))}, " if last.exists() else ""
+        raise ConfigError(
+            f"{short(place)} holds a run already, and a new one would write over it: {on}name "
+            "another folder, or take the old one away"
         )

@@ -30,15 +30,23 @@ KINDS: dict[str, type] = {
     "callbacks.*": pl.Callback,
     "logger.*": Logger,
 }
-# Arguments that the harness passes itself.
+# Arguments that the harness passes itself, and what says them instead.
 GIVEN = {
-    "task": {"network", "test_views"},
-    "task.optimizer": {"params"},
-    "recipe.optimizer": {"params"},
+    "task": {"network": "model=", "test_views": "data.test_views="},
+    "task.optimizer": {"params": "the task"},
+    "recipe.optimizer": {"params": "the task"},
+    "trainer": {
+        "callbacks": "callbacks=",
+        "logger": "logger=",
+        "default_root_dir": "hydra.run.dir=",
+        "enable_progress_bar": "the harness, which has its own",
+        "enable_checkpointing": "callbacks=",
+        "use_distributed_sampler": "the data, whose loaders know their process",
+    },
 }
 TOP_LEVEL = {
     *("data", "task", "model", "recipe", "trainer", "callbacks", "logger"),
-    *("seed", "compile", "ckpt_path", "run_dir"),
+    *("seed", "compile", "ckpt_path", "run_dir", "notes"),
 }
 
 
@@ -57,6 +65,8 @@ def check_config(cfg: DictConfig) -> None:
     for name, annotation in (("seed", int | None), ("compile", bool), ("ckpt_path", str | None)):
         if not fits(plain[name], annotation):
             raise ConfigError(f"{name}={plain[name]!r}: expected {_show(annotation)}")
+    if isinstance(plain.get("notes"), dict):
+        raise ConfigError("notes: expected a remark in words, or a list of them")
     for path, node in _targets(plain):
         _check_target(path, node)
 
@@ -76,7 +86,7 @@ def _check_target(path: str, node: dict) -> None:
     kind = KINDS.get(path) or KINDS.get(path.rsplit(".", 1)[0] + ".*")
     if kind is None:
         raise ConfigError(f"{path} has a _target_; those belong to {', '.join(KINDS)}")
-    cls = _resolve(path, node["_target_"])
+    cls = resolve_target(path, node["_target_"])
     if not (inspect.isclass(cls) and issubclass(cls, kind)):
         raise ConfigError(
             f"{path}._target_={node['_target_']}: expected a {kind.__module__}.{kind.__name__}"
@@ -90,8 +100,13 @@ def _check_target(path: str, node: dict) -> None:
         )
     parameters = inspect.signature(cls).parameters
     values = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
+    if strange := set(node) - set(values) - {"_target_", "_partial_", "_convert_", "_recursive_"}:
+        raise ConfigError(f"{path}.{min(strange)}: arguments are given by their names")
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = GIVEN.get(path, {})
     for name, value in values.items():
+        if name in given:
+            raise ConfigError(f"{path}.{name} is for {given[name]} to say")
         if name not in parameters:
             if open_ended:
                 continue
@@ -111,12 +126,17 @@ def _check_target(path: str, node: dict) -> None:
         for name, p in parameters.items()
         if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     }
-    missing = required - set(values) - GIVEN.get(path, set())
+    missing = required - set(values) - set(GIVEN.get(path, ()))
     if missing and not node.get("_partial_"):
         raise ConfigError(f"{path}: {cls.__name__} also needs {', '.join(sorted(missing))}")
 
 
-def _resolve(path: str, target: Any) -> Any:
+def resolve_target(path: str, target: Any) -> Any:
+    """What a ``_target_`` names, imported.
+
+    Raises:
+        ConfigError: there is no such thing.
+    """
     if not isinstance(target, str):
         raise ConfigError(f"{path}._target_={target!r}: expected the dotted name of a class")
     try:

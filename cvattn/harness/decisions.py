@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 _VARIABLE = "CVATTN_DECISIONS"
@@ -49,7 +50,17 @@ def register_resolvers() -> None:
         # Names the data in the folder: nobody shall take a run on digits for one on CIFAR-10.
         return decide_data(root).choice if choice == "auto" and root is not None else choice
 
+    def run_dir() -> str | None:
+        if not HydraConfig.initialized():
+            return None
+        hydra = HydraConfig.get()  # only a job has an output folder; --cfg shows what it would be
+        made = (
+            None if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir
+        )
+        return made or os.path.abspath(hydra.run.dir)
+
     OmegaConf.register_new_resolver("cvattn.data_name", data_name, replace=True)
+    OmegaConf.register_new_resolver("cvattn.run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver(
         "cvattn.process", lambda: str(os.getpid()), replace=True, use_cache=True
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
@@ -11,6 +11,7 @@ from cvattn.cost import count_parameters
 from cvattn.harness import report
 from cvattn.harness.assemble import Run, assemble
 from cvattn.harness.averaging import AveragedWeights, averaged
+from cvattn.harness.begin import BeginRun
 from cvattn.harness.callbacks import (
     ReseedEachBatch,
     SavedContents,
@@ -18,7 +19,6 @@ from cvattn.harness.callbacks import (
     StopWhenNotFinite,
     ValidateAtTheLastStep,
 )
-from cvattn.harness.csv_log import CSVLog
 from cvattn.harness.drawing import draw_run
 from cvattn.harness.progress import ProgressLines, Throughput
 from cvattn.harness.settle import build
@@ -58,10 +58,6 @@ def fit(cfg: DictConfig) -> float:
     )
     facts = report.facts(run, trainer)  # the code may change on disk while it runs
     if trainer.is_global_zero:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(run.resolved), run.folder / "config.yaml")
-        for logger in trainer.loggers:
-            logger.log_hyperparams(run.resolved)
         report.show_start(console, run, trainer)
     if run.cfg.compile:
         run.network.compile()
@@ -110,13 +106,12 @@ def fit(cfg: DictConfig) -> float:
 
 
 def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
-    more = [build(n, f"callbacks.{key}") for key, n in (run.cfg.get("callbacks") or {}).items()]
+    nodes = run.cfg.get("callbacks") or {}
+    configured = {build(node, f"callbacks.{key}"): node for key, node in nodes.items()}
     # The averaged weights stay in place until every other callback has seen the validation.
-    more.sort(key=lambda callback: isinstance(callback, AveragedWeights))
+    more = sorted(configured, key=lambda callback: isinstance(callback, AveragedWeights))
+    callbacks = [BeginRun(run, configured), *callbacks]
     loggers = [build(n, f"logger.{key}") for key, n in (run.cfg.get("logger") or {}).items()]
-    for logger in loggers:
-        if isinstance(logger, CSVLog):
-            logger.forget_from(run.done)
     return build(
         run.cfg.trainer,
         "trainer",

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -14,9 +15,23 @@ def short(path: Path) -> str:
 
 def assigned(key: str, path: Path | str) -> str:
     """``key=path`` in Hydra's grammar: in quotes if the path has more than plain characters."""
-    text = str(path)
+    return f"{key}={_quoted(str(path))}"
+
+
+def assigned_list(key: str, values: Sequence[str]) -> str:
+    """``key=[value, value]`` in Hydra's grammar."""
+    return f"{key}=[{','.join(_quoted(value) for value in values)}]"
+
+
+def _quoted(text: str) -> str:
     plain = re.fullmatch(r"[\w./-]+", text, re.ASCII)
-    return f"{key}={text if plain else QuotedString(text, Quote.double).with_quotes()}"
+    return text if plain else QuotedString(text, Quote.double).with_quotes()
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether a run left there what it would be a loss to write over."""
+    left = ("summary.json", "metrics.csv", "checkpoints/*.ckpt")
+    return any(True for name in left for _ in folder.glob(name))
 
 
 def continue_command(last: Path) -> str:

@@ -107,6 +107,7 @@ def facts(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
         },
         f"macs_per_{info.unit}": run.macs,
         "seed": run.cfg.seed,
+        "notes": run.resolved.get("notes"),
         "precision": run.precision.choice,
         "machine": machine(trainer.strategy.root_device),
         "processes": trainer.world_size,

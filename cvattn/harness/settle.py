@@ -12,6 +12,7 @@ from cvattn.data import DataModule, Facts
 from cvattn.harness.config_check import check_config
 from cvattn.harness.decisions import decide_data
 from cvattn.harness.errors import ConfigError
+from cvattn.harness.trainer_check import check_trainer
 
 SMALL_DATA = 10_000
 # What a model must have at least as many of as the data.
@@ -63,10 +64,22 @@ def settle_model(cfg: DictConfig, info: Facts) -> None:
                         "not for"
                     )
                 node[key] = known[key]
-    for key, what in _COUNTED.items():
-        given = cfg.model.get(key)
-        if given is not None and given < known.get(key, 0):
-            raise ConfigError(f"model.{key}={given}, but {info.name} has {known[key]} {what}")
+    for name in ("model", "task"):
+        for key in set(cfg[name]) & set(known):
+            given = OmegaConf.to_container(cfg, resolve=True)[name][key]  # type: ignore[call-overload,index]
+            if not _agree(given, known[key]):
+                what = f"{known[key]} {_COUNTED[key]}" if key in _COUNTED else f"{known[key]}"
+                raise ConfigError(
+                    f"{name}.{key}={given}, but {info.name} has {what}; leave {name}.{key}= out, "
+                    "it is for the data to say"
+                )
+
+
+def _agree(given: Any, known: Any) -> bool:
+    """Whether two values mean the same; one number as a size is that of both sides."""
+    if isinstance(known, list) and isinstance(given, int):
+        return all(given == one for one in known)
+    return bool(given == known)
 
 
 def settle_paths(cfg: DictConfig) -> None:
@@ -93,6 +106,7 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DataModule, list[
     ``cfg`` is changed in place. Nothing is loaded or downloaded.
     """
     OmegaConf.set_struct(cfg, False)
+    _drop_null(cfg)
     notes = []
     reason = settle_data(cfg)
     if reason:
@@ -108,7 +122,18 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DataModule, list[
         notes.append("the validation images are trained on: their accuracy says nothing")
     settle_model(cfg, info)
     check_config(cfg)
+    check_trainer(cfg)
+    for key, node in (cfg.get("callbacks") or {}).items():
+        build(node, f"callbacks.{key}")  # what it says of its values, it says now
     return data, notes
+
+
+def _drop_null(cfg: DictConfig) -> None:
+    """``callbacks.attention=null`` is none."""
+    for group in ("callbacks", "logger"):
+        nodes = cfg.get(group) or {}
+        for name in [name for name in nodes if nodes[name] is None]:
+            del nodes[name]
 
 
 def _described(data: DataModule) -> Facts:

@@ -7,9 +7,15 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
-from cvattn.tasks.optimisation import OptimizerFactory, parameter_groups, warmup_cosine
+from cvattn.tasks.optimisation import (
+    OptimizerFactory,
+    check_schedule,
+    parameter_groups,
+    warmup_cosine,
+)
 
 
 class NetworkTask(pl.LightningModule):
@@ -37,6 +43,7 @@ class NetworkTask(pl.LightningModule):
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"label_smoothing={label_smoothing} must be in [0, 1)")
+        check_schedule(warmup, final)
         self.network = network
         self.optimizer = optimizer
         self.warmup = warmup
@@ -75,6 +82,24 @@ class NetworkTask(pl.LightningModule):
     def _log_noted(self, name: str) -> None:
         total, count = self._noted.pop(name)
         self.log_epoch(name, total / count, count)
+
+    def on_train_start(self) -> None:
+        """What this task was given counts, also where a checkpoint had other values.
+
+        A run that is continued with another learning rate, weight decay or the like goes on with
+        them: the checkpoint's own come back with the optimiser's state. Its steps stay as they are.
+        """
+        optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
+        if isinstance(optimizer, list) or not isinstance(schedule, LambdaLR):
+            return  # a subclass has its own
+        for group, fresh in zip(
+            optimizer.param_groups, self.make_optimizer().param_groups, strict=True
+        ):
+            group |= {key: value for key, value in fresh.items() if key != "params"}
+            group["initial_lr"] = fresh["lr"]
+        schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
 
     def make_optimizer(self) -> Optimizer:
         """With the learning rates that the schedule starts from."""

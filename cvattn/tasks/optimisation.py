@@ -49,6 +49,12 @@ def parameter_groups(network: nn.Module) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
+def check_schedule(warmup: float, final: float) -> None:
+    """ValueError unless :func:`warmup_cosine` has a meaning with them."""
+    if not 0.0 <= warmup < 1.0 or not 0.0 <= final <= 1.0:
+        raise ValueError(f"warmup={warmup} must be in [0, 1) and final={final} in [0, 1]")
+
+
 def warmup_cosine(optimizer: Optimizer, *, steps: int, warmup: float, final: float) -> LambdaLR:
     """Per step: linear rise over the first ``warmup`` share of ``steps``, then cosine to ``final``.
 
@@ -57,8 +63,7 @@ def warmup_cosine(optimizer: Optimizer, *, steps: int, warmup: float, final: flo
         warmup: share of the steps, in [0, 1).
         final: factor on the learning rate at the end, in [0, 1].
     """
-    if not 0.0 <= warmup < 1.0 or not 0.0 <= final <= 1.0:
-        raise ValueError(f"warmup={warmup} must be in [0, 1) and final={final} in [0, 1]")
+    check_schedule(warmup, final)
     rise = max(1, round(warmup * steps)) if warmup else 0
 
     def factor(step: int) -> float:

@@ -1,0 +1,41 @@
+"""What a run writes when it begins: not before the checkpoint that it continues has been read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+
+from cvattn.harness.assemble import Run
+from cvattn.harness.csv_log import CSVLog
+
+
+class BeginRun(pl.Callback):
+    """Writes ``config.yaml`` and tells the loggers, once training starts.
+
+    A continuation that fails before leaves every file as it was. What is configured of a callback
+    counts, also where it has come back from the checkpoint with another value.
+
+    Args:
+        run: that begins.
+        configured: the callbacks of the configuration, each with its node.
+    """
+
+    def __init__(self, run: Run, configured: Mapping[pl.Callback, DictConfig]) -> None:
+        self.run = run
+        self.values: list[tuple[pl.Callback, dict[str, Any]]] = [
+            (callback, {k: v for k, v in vars(callback).items() if k in node and v is not None})
+            for callback, node in configured.items()
+        ]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for callback, values in self.values:
+            vars(callback).update(values)
+        if not trainer.is_global_zero:
+            return
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(self.run.resolved), self.run.folder / "config.yaml")
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLog):
+                logger.forget_from(self.run.done)
+            logger.log_hyperparams(self.run.resolved)

@@ -89,6 +89,9 @@ def _take(
         raise ValueError("; ".join(said[:12]) + more + _elsewhere(state_dict, prefix, layers))
     tensors = {name: state_dict[found[name]].detach() for name in wanted}
     for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else "on the meta device"
+            raise ValueError(f"{prefix}{name} is {kind}; expected ordinary numbers")
         if name.endswith((".weight", ".weight_orig")) and tensor.shape[2:] != (1, 1):
             raise ValueError(
                 f"{prefix}{name} has the shape {tuple(tensor.shape)}; expected that of a 1x1 "
@@ -131,7 +134,7 @@ def _block(state: dict[str, Tensor], *, kv_pool: int) -> SelfAttention2d:
     spectral = "query.weight" not in state
     weight = "parametrizations.weight.original" if spectral else "weight"
     query, value = state[f"query.{weight}"], state[f"value.{weight}"]
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are all replaced
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # what is drawn is thrown away
         block = SelfAttention2d(
             query.shape[1],
             qk_channels=query.shape[0],

@@ -10,7 +10,8 @@ from torch import nn
 
 from cvattn.core.feed_forward import Activation
 from cvattn.models import VisionTransformer
-from cvattn.weights.copying import copy_parameters, set_parameter
+from cvattn.weights.copying import copy_parameters, filled, set_parameter
+from cvattn.weights.plain import check_plain
 from cvattn.weights.vit import copy_positions, empty_vit, one_for_all, refuse_if
 
 
@@ -26,7 +27,8 @@ def from_timm(module: nn.Module) -> VisionTransformer:
 
     Raises:
         TypeError: not timm's ``VisionTransformer``; a subclass may compute something else.
-        ValueError: an option that ours does not have, by name.
+        ValueError: an option that ours does not have, by name; a layer that is not plain (an
+            adapter, a parametrization, hooks), by name.
     """
     from timm.models.vision_transformer import VisionTransformer as Source
 
@@ -35,16 +37,45 @@ def from_timm(module: nn.Module) -> VisionTransformer:
             f"from_timm() got a {type(module).__qualname__}; expected timm's VisionTransformer"
         )
     theirs: Any = module
+    _check_parts(theirs)
     _check_model(theirs)
     for index, block in enumerate(theirs.blocks):
         _check_block(block, index)
     ours = empty_vit(theirs.num_classes, theirs.patch_embed.proj.weight, **_arguments(theirs))
     _copy_model(ours, theirs)
+    filled(ours)
     return ours.train(module.training)
 
 
 def _present(part: Any) -> bool:
     return part is not None and not isinstance(part, nn.Identity)
+
+
+def _is_layer_norm(part: Any) -> bool:
+    """torch's, or one of timm's that differ from it in how they are computed, not in what."""
+    from timm.layers.norm import LayerNorm, LayerNormFp32
+
+    return type(part) in (nn.LayerNorm, LayerNorm, LayerNormFp32)
+
+
+def _check_parts(theirs: nn.Module) -> None:
+    """Types where they have to be right for the options to be read; those name what differs."""
+    from timm.layers.drop import DropPath
+
+    check_plain(
+        theirs,
+        ("timm", "torch.nn.modules"),
+        {
+            r"patch_embed\.proj": (nn.Conv2d,),
+            r"blocks": (nn.Sequential,),
+            r"blocks\.\d+\.attn\.(qkv|proj)": (nn.Linear,),
+            r"blocks\.\d+\.mlp\.fc[12]": (nn.Linear,),
+            r"blocks\.\d+\.mlp\.drop[12]": (nn.Dropout,),
+            r"blocks\.\d+\.drop_path[12]": (nn.Identity, DropPath),
+            r"(.*\.)?(pos|attn|proj|head)_drop": (nn.Dropout,),
+            r"head": (nn.Linear, nn.Identity),
+        },
+    )
 
 
 def _check_model(theirs: Any) -> None:
@@ -64,7 +95,7 @@ def _check_model(theirs: Any) -> None:
             "pre_norm=True": _present(theirs.norm_pre),
             "final_norm=False": not _present(theirs.norm) and not _present(theirs.fc_norm),
             f"norm_layer={type(theirs.norm).__name__}": _present(theirs.norm)
-            and not isinstance(theirs.norm, nn.LayerNorm),
+            and not _is_layer_norm(theirs.norm),
             "num_classes=0": not isinstance(theirs.head, nn.Linear),
             f"embed_layer={type(patch).__name__}": not plain_patch,
             "dynamic_img_size=True": theirs.dynamic_img_size,
@@ -94,9 +125,7 @@ def _check_block(block: Any, index: int) -> None:
         },
         where,
     )
-    norms = {
-        type(n).__name__ for n in (block.norm1, block.norm2) if not isinstance(n, nn.LayerNorm)
-    }
+    norms = {type(n).__name__ for n in (block.norm1, block.norm2) if not _is_layer_norm(n)}
     refuse_if(
         {
             f"norm_layer={', '.join(sorted(norms))}": bool(norms),

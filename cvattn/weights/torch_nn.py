@@ -5,16 +5,19 @@ always batch first, and what goes back is built with ``batch_first=True``. Masks
 :func:`cvattn.core.masks.from_torch_masks` turns them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from cvattn.core import Decoder, DecoderLayer, Encoder, EncoderLayer, MultiHeadAttention
 from cvattn.core.feed_forward import Activation, FeedForward
-from cvattn.weights.copying import copy_parameters
+from cvattn.core.residual import DropPath, LayerScale
+from cvattn.weights.copying import copy_parameters, filled
+from cvattn.weights.plain import check_plain
 from cvattn.weights.torch_attention import attention_from, attention_to
 
 
@@ -36,11 +39,13 @@ def from_torch(module: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: another type; a subclass too, since it may compute something else.
-        ValueError: an option that ours does not have, by name.
+        ValueError: an option that ours does not have, by name; a layer that is not plain (an
+            adapter, a parametrization, hooks), by name.
     """
     return _convert(
         module,
         "from_torch",
+        _PLACES,
         {
             nn.MultiheadAttention: attention_from,
             nn.TransformerEncoderLayer: _encoder_layer_from,
@@ -60,6 +65,7 @@ def to_torch(module: nn.Module) -> nn.Module:
     return _convert(
         module,
         "to_torch",
+        _OUR_PLACES,
         {
             MultiHeadAttention: attention_to,
             EncoderLayer: _encoder_layer_to,
@@ -70,11 +76,42 @@ def to_torch(module: nn.Module) -> nn.Module:
     )
 
 
-def _convert(module: nn.Module, caller: str, table: dict[type, Callable]) -> nn.Module:
+# What may stand where; activations and final norms are looked at by those who take them over.
+_PLACES: dict[str, tuple[type[nn.Module], ...]] = {
+    r"(.*\.)?out_proj": (NonDynamicallyQuantizableLinear,),
+    r"(.*\.)?(self|multihead)_attn": (nn.MultiheadAttention,),
+    r"(.*\.)?norm[123]": (nn.LayerNorm,),
+    r"(.*\.)?linear[12]": (nn.Linear,),
+    r"(.*\.)?dropout[123]?": (nn.Dropout,),
+    r"layers": (nn.ModuleList,),
+    r"layers\.\d+": (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+}
+_OUR_PLACES: dict[str, tuple[type[nn.Module], ...]] = {
+    r"(.*\.)?[qkv]_proj|(.*\.)?out_proj": (nn.Linear,),
+    r"(.*\.)?(self|cross)_attn": (MultiHeadAttention,),
+    r"(.*\.)?norm[123]": (nn.LayerNorm,),
+    r"(.*\.)?ffn": (FeedForward,),
+    r"(.*\.)?fc[12]": (nn.Linear,),
+    r"(.*\.)?activation": (nn.ReLU, nn.GELU),
+    r"(.*\.)?dropout": (nn.Dropout,),
+    r"(.*\.)?branch[12]": (nn.Sequential,),
+    r"(.*\.)?branch[12]\.\d+": (nn.Dropout, LayerScale, DropPath),
+    r"layers": (nn.ModuleList,),
+    r"layers\.\d+": (EncoderLayer, DecoderLayer),
+}
+
+
+def _convert(
+    module: nn.Module,
+    caller: str,
+    places: Mapping[str, tuple[type[nn.Module], ...]],
+    table: dict[type, Callable],
+) -> nn.Module:
     if type(module) not in table:
         known = ", ".join(kind.__name__ for kind in table)
         raise TypeError(f"{caller}() got a {type(module).__qualname__}; expected one of: {known}")
-    return table[type(module)](module).train(module.training)
+    check_plain(module, ("torch.nn.modules", "cvattn.core"), places)
+    return filled(table[type(module)](module)).train(module.training)
 
 
 def _final_norm(norm: nn.Module | None, absent: nn.Module | None) -> nn.Module | None:
@@ -150,10 +187,7 @@ def _decoder_layer_from(theirs: nn.TransformerDecoderLayer) -> DecoderLayer:
 
 def _copy_norms_and_ffn(ours: Any, theirs: Any, *, norms: int) -> None:
     for name in (f"norm{index + 1}" for index in range(norms)):
-        norm = getattr(theirs, name)
-        if type(norm) is not nn.LayerNorm:
-            raise ValueError(f"{name} is a {type(norm).__name__}; expected LayerNorm")
-        copy_parameters(getattr(ours, name), norm)
+        copy_parameters(getattr(ours, name), getattr(theirs, name))
     copy_parameters(ours.ffn.fc1, theirs.linear1)
     copy_parameters(ours.ffn.fc2, theirs.linear2)
 

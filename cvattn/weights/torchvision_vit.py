@@ -3,9 +3,11 @@
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from cvattn.models import VisionTransformer
-from cvattn.weights.copying import copy_parameters
+from cvattn.weights.copying import copy_parameters, filled
+from cvattn.weights.plain import check_plain
 from cvattn.weights.torch_attention import attention_from
 from cvattn.weights.torch_nn import activation_from
 from cvattn.weights.vit import copy_positions, empty_vit, one_for_all, refuse_if
@@ -24,7 +26,8 @@ def from_torchvision(module: nn.Module) -> VisionTransformer:
 
     Raises:
         TypeError: not torchvision's ``VisionTransformer``; a subclass may compute something else.
-        ValueError: an option that ours does not have, by name.
+        ValueError: an option that ours does not have, by name; a layer that is not plain (an
+            adapter, a parametrization, hooks), by name.
     """
     from torchvision.models.vision_transformer import VisionTransformer as Source
 
@@ -60,34 +63,53 @@ def from_torchvision(module: nn.Module) -> VisionTransformer:
         copy_parameters(layer.ffn.fc2, block.mlp[3])
     copy_parameters(ours.encoder.norm, theirs.encoder.ln)
     copy_parameters(ours.head, theirs.heads.head)
+    filled(ours)
     return ours.train(module.training)
 
 
 def _check(theirs: Any) -> None:
-    from torchvision.models.vision_transformer import EncoderBlock, MLPBlock
+    from torchvision.models.vision_transformer import Encoder, EncoderBlock, MLPBlock
 
+    # The options first: what they say is more exact.
+    refuse_if(
+        {
+            "conv_stem_configs": isinstance(theirs.conv_proj, nn.Sequential),
+            "representation_size": isinstance(theirs.heads, nn.Sequential)
+            and len(theirs.heads) != 1,
+        }
+    )
+    check_plain(
+        theirs,
+        ("torchvision.models.vision_transformer", "torchvision.ops.misc", "torch.nn.modules"),
+        {
+            r"conv_proj": (nn.Conv2d,),
+            r"encoder": (Encoder,),
+            r"encoder\.layers": (nn.Sequential,),
+            r"encoder\.layers\.[^.]+\.self_attention": (nn.MultiheadAttention,),
+            r".*\.out_proj": (NonDynamicallyQuantizableLinear,),
+            r".*\.mlp\.[03]": (nn.Linear,),
+            r".*\.mlp\.[24]|.*\.dropout": (nn.Dropout,),
+            r"heads": (nn.Sequential,),
+            r"heads\.head": (nn.Linear,),
+        },
+    )
     blocks = list(theirs.encoder.layers)
     if not blocks:
         raise ValueError("torchvision's model has no layers (num_layers=0)")
     refuse_if(
         {
-            "conv_stem_configs": type(theirs.conv_proj) is not nn.Conv2d,
-            "representation_size": len(theirs.heads) != 1,
-            f"heads.head={type(theirs.heads[-1]).__name__}": not isinstance(
-                theirs.heads[-1], nn.Linear
-            ),
             f"norm_layer={type(theirs.encoder.ln).__name__}": type(theirs.encoder.ln)
             is not nn.LayerNorm,
         },
     )
-    for index, block in enumerate(blocks):
-        where = f" in encoder.layers.{index}"
+    for name, block in theirs.encoder.layers.named_children():
+        where = f" in encoder.layers.{name}"
         refuse_if({type(block).__name__: type(block) is not EncoderBlock}, where)
         norms = {type(norm).__name__ for norm in (block.ln_1, block.ln_2)} - {"LayerNorm"}
         refuse_if(
             {
                 f"norm_layer={', '.join(sorted(norms))}": bool(norms),
-                type(block.mlp).__name__: type(block.mlp) is not MLPBlock,
+                type(block.mlp).__name__: type(block.mlp) is not MLPBlock or len(block.mlp) != 5,
             },
             where,
         )

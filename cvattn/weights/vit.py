@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cvattn.models import VisionTransformer
-from cvattn.weights.copying import set_parameter
+from cvattn.weights.copying import emptied, set_parameter
 
 
 def refuse_if(found: dict[str, bool], where: str = "") -> None:
@@ -30,10 +30,11 @@ def one_for_all(name: str, values: list) -> Any:
 
 
 def empty_vit(num_classes: int, like: Tensor, **arguments: Any) -> VisionTransformer:
-    """Ours, on the device and in the dtype of ``like``, to be filled; draws no random number."""
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are all replaced
+    """Ours, for the device and dtype of ``like``, to be filled; draws no random number."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # what is drawn is thrown away
         ours = VisionTransformer(num_classes, **arguments)
-    return ours.to(device=like.device, dtype=like.dtype)
+    emptied(ours.to(device=like.device, dtype=like.dtype))
+    return ours
 
 
 def copy_positions(ours: Any, token: nn.Parameter | None, table: nn.Parameter) -> None:

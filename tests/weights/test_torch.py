@@ -208,7 +208,7 @@ REFUSED = {
     "norm": (
         changed(layers(nn.TransformerEncoderLayer), norm2=nn.RMSNorm(WIDTH)),
         ValueError,
-        "norm2 is a RMSNorm; expected LayerNorm",
+        "norm2 is a .*RMSNorm; expected LayerNorm",
     ),
     "final norm": (
         stacks(nn.TransformerEncoder, nn.RMSNorm(WIDTH)),

@@ -111,8 +111,8 @@ REFUSED = {
     "rates": (lambda: torchvision_vit(dropout=0.1), r"dropout and attention_dropout.*\[0.0, 0.1\]"),
     "no layers": (lambda: torchvision_vit(num_layers=0), "num_layers=0"),
     "head": (lambda: changed(lambda t: t.heads.append(nn.ReLU())), "representation_size"),
-    "norm": (lambda: changed(other_norm), r"norm_layer=RMSNorm in encoder.layers.1"),
-    "mlp": (lambda: changed(other_mlp), "Sequential in encoder.layers.0"),
+    "norm": (lambda: changed(other_norm), r"norm_layer=RMSNorm in encoder.layers.encoder_layer_1"),
+    "mlp": (lambda: changed(other_mlp), "Sequential in encoder.layers.encoder_layer_0"),
     "activation": (lambda: changed(other_activation), "SiLU.*expected relu or gelu"),
 }
 

@@ -25,6 +25,7 @@ PUBLIC = {
     "training_pflop",
     "cvattn.weights": "from_biggan from_self_attn from_timm from_torch from_torchvision to_torch",
     "cvattn.cli": "main",
+    "cvattn.system": "csv_cell is_offline printable",
     "cvattn.checkpoint": "CheckpointError load read save",
     "cvattn.core.masks": "causal_mask combine_masks from_additive from_torch_masks from_zero_one "
     "length_mask local_mask_2d padding_mask",
@@ -74,5 +75,5 @@ def test_import_and_load_bring_torch_and_nothing_heavier(tmp_path):
         assert sorted({name.split(".")[0] for name in names} & HEAVY) == []
     rooms = {".".join(name.split(".")[:2]) for name in library if name.startswith("cvattn.")}
     assert rooms == {
-        f"cvattn.{room}" for room in ("blocks", "checkpoint", "core", "maps", "models")
+        f"cvattn.{room}" for room in ("blocks", "checkpoint", "core", "maps", "models", "system")
     }

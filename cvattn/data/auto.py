@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvattn.data import cifar, cifar_files, download
+from cvattn.data import cifar, cifar_files
 from cvattn.data.checks import DataError
+from cvattn.system import is_offline
 
 PATIENCE = 180.0
 
@@ -35,7 +36,7 @@ def choose(root: str | Path, *, offline: bool = False) -> Choice:
         return Choice("digits", str(error))
     if found is not None:
         return Choice("cifar10", f"found {found.words}")
-    if offline or download.is_offline():
+    if offline or is_offline():
         return Choice("digits", f"CIFAR-10 is not in {root} and downloads are forbidden")
     best, _ = cifar.promise(cifar.CIFAR10Data.cifar)
     if best is None or best.seconds is None:

@@ -1,24 +1,31 @@
 """Decoded pixels kept in the user's cache folder, because decoding CIFAR-10 takes seconds.
 
-``CVATTN_CACHE`` names another folder, or "off". A cache file is believed only if it was made from
-the same files (path, size, time of change) by the same decoder, and its checksums agree; anything
-else is made anew. A cache that cannot be written is no error.
+``CVATTN_CACHE`` names another folder, or "off". A cache file is a sha256 and the pixels. The sum
+is over what the pixels must be of (files, their sizes and times of change, decoder, names and
+shapes) and over the pixels themselves: a file with any bit changed, of other files or of another
+version is not believed, and made anew. There is no header that could be read wrongly. A cache that
+cannot be written is no error.
 """
 
 import hashlib
+import json
+import math
 import os
-import tempfile
-import zipfile
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+_SUFFIX = ".pixels"
 
 
 def cached(
-    name: str, paths: Sequence[Path], decoder: str, make: Callable[[], Arrays]
+    name: str, paths: Sequence[Path], decoder: str, shapes: Shapes, make: Callable[[], Arrays]
 ) -> tuple[Arrays, Path | None]:
     """What ``make()`` returned for these files the last time, or now.
 
@@ -26,18 +33,24 @@ def cached(
         name: begins the cache file's name.
         paths: the files that ``make`` reads.
         decoder: name and version of what decodes them; another one makes other pixels.
-        make: returns named uint8 arrays.
+        shapes: of the arrays that ``make`` returns, by name.
+        make: returns uint8 arrays.
 
     Returns:
         the arrays, and the cache file they came from (None: they were made now).
     """
     target = _target(name, paths)
-    key = _key(paths, decoder)
-    if target is not None and (known := _load(target, key)) is not None:
-        return known, target
-    arrays = make()
+    key = _key(paths, decoder, shapes)
     if target is not None:
-        _save(target, key, arrays)
+        _sweep(target.parent)
+        if (known := _load(target, key, shapes)) is not None:
+            return known, target
+    arrays = make()
+    found = {each: array.shape for each, array in arrays.items()}
+    if found != dict(shapes) or any(array.dtype != np.uint8 for array in arrays.values()):
+        raise ValueError(f"expected uint8 arrays of {dict(shapes)}, make() returned {found}")
+    if target is not None:
+        _save(target, key, [arrays[each] for each in shapes])
     return arrays, None
 
 
@@ -47,38 +60,74 @@ def _target(name: str, paths: Sequence[Path]) -> Path | None:
         return None
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvattn"
+        folder = Path(chosen).expanduser() if chosen else base
     except RuntimeError:  # no home folder
         return None
     # One cache file for each place, so that a changed data set replaces its old pixels.
-    where = hashlib.sha256("\n".join(str(path.resolve()) for path in paths).encode()).hexdigest()
-    return (Path(chosen).expanduser() if chosen else base) / f"{name}-{where[:16]}.npz"
+    where = hashlib.sha256(b"\n".join(os.fsencode(path.resolve()) for path in paths)).hexdigest()
+    return folder / f"{name}-{where[:16]}{_SUFFIX}"
 
 
-def _key(paths: Sequence[Path], decoder: str) -> str:
+def _key(paths: Sequence[Path], decoder: str, shapes: Shapes) -> bytes:
     facts = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return f"1 {decoder} {facts}"
+    return json.dumps([2, decoder, facts, list(shapes.items())]).encode()
 
 
-def _load(target: Path, key: str) -> Arrays | None:
+def _load(target: Path, key: bytes, shapes: Shapes) -> Arrays | None:
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    digest = hashlib.sha256(key)
+    length = digest.digest_size + sum(sizes)
     try:
-        # The zip container checks each array's CRC-32 while reading; nothing is unpickled.
-        with target.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            if str(file["key"]) != key:
-                return None
-            return {name: file[name] for name in file.files if name != "key"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        if target.stat().st_size != length:
+            return None
+        content = np.fromfile(target, np.uint8)
+    except OSError:
         return None
+    digest.update(content[digest.digest_size :])
+    if len(content) != length or content[: digest.digest_size].tobytes() != digest.digest():
+        return None
+    parts = np.split(content[digest.digest_size :], np.cumsum(sizes)[:-1])
+    return {
+        name: part.reshape(shape)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
 
 
-def _save(target: Path, key: str, arrays: Arrays) -> None:
-    temporary = ""
+def _save(target: Path, key: bytes, arrays: Sequence[np.ndarray]) -> None:
+    digest = hashlib.sha256(key)
+    pixels = [np.ascontiguousarray(array) for array in arrays]
+    for array in pixels:
+        digest.update(array)
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as out:
-            temporary = out.name
-            contents: dict[str, np.ndarray] = {"key": np.array(key), **arrays}
-            np.savez(out, **contents)  # type: ignore[arg-type]
-        os.replace(temporary, target)
+        try:
+            # Plainly opened, unlike tempfile's: others may read it where the umask lets them.
+            with temporary.open("xb") as out:
+                with suppress(OSError):  # a file system without locks
+                    _hold(out)
+                out.write(digest.digest())
+                for array in pixels:
+                    out.write(array)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
+        return
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left half written: files that no process holds."""
+    for path in folder.glob(f"*{_SUFFIX}.*.tmp"):
+        with suppress(OSError), path.open("rb") as file:
+            _hold(file)
+            path.unlink()
+
+
+def _hold(file: IO[bytes]) -> None:
+    """Lock an open file until it is closed or its process ends; OSError if another has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows removes no file that is open anyway
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

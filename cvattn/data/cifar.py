@@ -18,6 +18,7 @@ from cvattn.data.info import DataInfo
 from cvattn.data.rand_augment import RandAugment, in_turn
 from cvattn.data.split import stratified_split
 from cvattn.data.views import VIEWS
+from cvattn.system import is_offline
 
 _SPLIT_SEED = 2009
 
@@ -81,7 +82,7 @@ class CIFARData(ImageDataModule):
         found = files.find(self.cifar, self.root)
         if found is not None and files.problem(found) is None:
             return
-        if found is None and download.is_offline():
+        if found is None and is_offline():
             raise DataError(
                 f"{self.cifar.title} is not in {self.root} and CVATTN_OFFLINE forbids downloads; "
                 + self.cifar.to_do.format(root=self.root)
@@ -117,7 +118,7 @@ class CIFARData(ImageDataModule):
                 f"{path} {what}; it is not a file that we downloaded, so it stays as it is: "
                 "replace or remove it"
             )
-        if download.is_offline():
+        if is_offline():
             raise DataError(f"{path} {what}; CVATTN_OFFLINE forbids fetching it again: remove it")
         return path
 

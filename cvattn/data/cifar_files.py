@@ -178,7 +178,8 @@ def _read_parquets(found: Found) -> dict[str, ImageSet]:
     def make() -> dict[str, np.ndarray]:
         return {split: _decode_parquet(cifar, path) for split, path in files.items()}
 
-    pixels, _ = cached(cifar.name, found.paths, f"Pillow {PIL.__version__}", make)
+    shapes = {split: (cifar.counts[split], 3, 32, 32) for split in files}
+    pixels, _ = cached(cifar.name, found.paths, f"Pillow {PIL.__version__}", shapes, make)
     return {
         split: ImageSet(torch.from_numpy(pixels[split]), torch.from_numpy(labels[split]))
         for split in files
@@ -211,8 +212,9 @@ def _decode(path: Path, row: int, data: bytes | None) -> np.ndarray:
             size = image.size
             # Through bytes: numpy's way into an image costs as much as the decoding.
             pixels = (image.convert("RGB") if image.mode != "RGB" else image).tobytes()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is damaged: image {row} cannot be decoded: {error}") from error
+    except Exception as error:  # of damaged files decoders raise nearly anything
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path} is damaged: image {row} cannot be decoded: {reason}") from error
     if size != (32, 32):
         raise DataError(f"{path}: image {row} has {size} pixels (W, H), expected (32, 32)")
     return np.frombuffer(pixels, np.uint8).reshape(32, 32, 3)

@@ -37,7 +37,7 @@ def decide_data(root: str) -> Decision:
     def make() -> Decision:
         from cvattn.data import choose
 
-        chosen = choose(root, offline=os.environ.get("CVATTN_OFFLINE") == "1")
+        chosen = choose(root)
         return Decision(chosen.name, chosen.reason)
 
     return decide(f"data in {os.path.abspath(root)}", make)

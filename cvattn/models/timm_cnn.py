@@ -1,6 +1,5 @@
 """Any CNN of timm by its name, with attention put behind layers of it."""
 
-import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -11,6 +10,7 @@ from cvattn.blocks import insert_attention
 from cvattn.models.controls import BLOCKS
 from cvattn.models.image_input import check_images
 from cvattn.models.small_images import keep_early_size
+from cvattn.system import is_offline
 
 _RUN = "network.cnn."  # before the keys of this network in the checkpoint of a run
 _BLOCK = ".inserted_attention."
@@ -84,7 +84,7 @@ class TimmCNN(nn.Module):
         overlay, blocks = None, dict[str, Tensor]()
         if isinstance(self.pretrained, str):
             overlay, blocks = self._of_file(self.pretrained)
-        elif os.environ.get("CVATTN_OFFLINE") == "1":
+        elif is_offline():
             raise ValueError(
                 f"pretrained=True: the weights of {self.name} come from the network, which "
                 "CVATTN_OFFLINE=1 forbids; pretrained=FILE takes your own (HF_HUB_OFFLINE=1 "

@@ -155,15 +155,3 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path):
         download.lock(tmp_path / "file" / "root"),
     ):
         pass
-
-
-@pytest.mark.parametrize(("value", "want"), [("1", True), ("yes", True), ("", False), ("0", False)])
-def test_offline_values(monkeypatch, value, want):
-    monkeypatch.setenv("CVATTN_OFFLINE", value)
-    assert download.is_offline() is want
-
-
-def test_an_unclear_offline_value_is_refused(monkeypatch):
-    monkeypatch.setenv("CVATTN_OFFLINE", "maybe")
-    with pytest.raises(ValueError, match="CVATTN_OFFLINE='maybe'"):
-        download.is_offline()

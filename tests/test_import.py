@@ -25,6 +25,9 @@ PUBLIC = {
     "training_pflop",
     "cvattn.weights": "from_biggan from_self_attn from_timm from_torch from_torchvision to_torch",
     "cvattn.cli": "main",
+    "cvattn.data": "BatchLoader CIFAR100Data CIFAR10Data Choice DataError DataInfo DataModule "
+    "DigitLinesData DigitsData Facts FolderData ImageDataModule LineFolderData StringsData VIEWS "
+    "choose views_of",
     "cvattn.system": "csv_cell is_offline printable",
     "cvattn.checkpoint": "CheckpointError load read save",
     "cvattn.core.masks": "causal_mask combine_masks from_additive from_torch_masks from_zero_one "

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from cvattn.cli.common import CommandError, shown
-from cvattn.cli.images import ImageError, readable
+from cvattn.cli.images import readable
 from cvattn.core import Alphabet
+from cvattn.data.line_files import read_line
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,4 @@ def read_lines(reading: Reading, files: Sequence[Path]) -> int:
 
 def line_reader(height: int) -> Callable[[Path], np.ndarray]:
     """Reads a file as in training: pixels, uint8 (height, W)."""
-    from cvattn.data.line_files import decode_line  # brings Lightning, which takes seconds
-
-    def read(path: Path) -> np.ndarray:
-        pixels = decode_line(path, height)
-        if isinstance(pixels, str):
-            raise ImageError(pixels)
-        return pixels
-
-    return read
+    return lambda path: read_line(path, height)

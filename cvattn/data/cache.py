@@ -83,13 +83,12 @@ def _load(target: Path, key: bytes, shapes: Shapes) -> Arrays | None:
         content = np.fromfile(target, np.uint8)
     except OSError:
         return None
-    digest.update(content[digest.digest_size :])
+    digest.update(content[digest.digest_size :].data)
     if len(content) != length or content[: digest.digest_size].tobytes() != digest.digest():
         return None
     parts = np.split(content[digest.digest_size :], np.cumsum(sizes)[:-1])
     return {
-        name: part.reshape(shape)
-        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }
 
 
@@ -97,7 +96,7 @@ def _save(target: Path, key: bytes, arrays: Sequence[np.ndarray]) -> None:
     digest = hashlib.sha256(key)
     pixels = [np.ascontiguousarray(array) for array in arrays]
     for array in pixels:
-        digest.update(array)
+        digest.update(array.data)
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +107,7 @@ def _save(target: Path, key: bytes, arrays: Sequence[np.ndarray]) -> None:
                     _hold(out)
                 out.write(digest.digest())
                 for array in pixels:
-                    out.write(array)
+                    out.write(array.data)
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)

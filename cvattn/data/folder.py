@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,24 +14,36 @@ from torch import Tensor
 
 from cvattn.data.augment import Augmentation, CropFlip
 from cvattn.data.checks import DataError, check_choice, check_int, check_number
-from cvattn.data.folder_files import classes_of, decode, image_paths
+from cvattn.data.folder_files import Part, part_of
 from cvattn.data.image_data import ImageDataModule, ImageSet, fill_colour
+from cvattn.data.image_files import ImageError, cut, left_out, read_picture
 from cvattn.data.info import DataInfo
 from cvattn.data.rand_augment import RandAugment, in_turn
 from cvattn.data.views import VIEWS
 
 VAL_FRACTION = 0.1
-Listing = dict[str, list[tuple[Path, int]]]
+_MOST_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listing:
+    """What the folders hold: for each split its files with their labels, and what is to be said."""
+
+    classes: tuple[str, ...]
+    files: dict[str, list[tuple[Path, int]]]
+    notes: tuple[str, ...]
 
 
 class FolderData(ImageDataModule):
     """Images of any size in ``root/train/CLASS/`` and ``root/test/CLASS/``, held in memory.
 
     Without ``root/val/``, a tenth of each class is taken from ``train/`` to validate, chosen by
-    the file names, so that adding files moves no others.
+    the file names, so that adding files moves no others. The classes are those of ``train/``;
+    ``test/`` and ``val/`` may lack some of them. Hidden files and folders are not read.
 
-    Each image is turned upright (EXIF), scaled so that it just covers ``image_size`` and cut to it
-    in the middle; nothing is stretched. Transparency is dropped.
+    Each image is read as :func:`cvattn.data.image_files.read_picture` says (upright, on white where
+    it is transparent), scaled so that it just covers ``image_size`` and cut to it in the middle;
+    nothing is stretched.
 
     Args:
         root: the folder with ``train/`` and ``test/``.
@@ -90,29 +102,29 @@ class FolderData(ImageDataModule):
         self._rand_augment = RandAugment(operations=rand_augment, magnitude=rand_augment_magnitude)
         self.test_views = check_choice("test_views", test_views, VIEWS)
         self.skipped: tuple[Path, ...] = ()
-        self._listing: tuple[tuple[str, ...], Listing] | None = None
+        self._listing: _Listing | None = None
 
     def describe(self) -> DataInfo:
         """From folder and file names; ``mean`` and ``std`` are empty unless they were given.
 
         Raises:
-            DataError: a folder is missing or empty, there is one class only, or the classes of the
-                parts differ.
+            DataError: a folder is missing or empty, there is one class only, there is nothing to
+                validate with, or a part has a class that ``train/`` has not.
         """
         if self.info is not None:
             return self.info
-        classes, listing = self._list()
+        listing = self._list()
         return DataInfo(
             name="folder",
-            classes=classes,
+            classes=listing.classes,
             channels=self.channels,
             image_size=self.image_size,
             mean=self._mean,
             std=self._std,
-            train_size=len(listing["train"]),
-            val_size=len(listing["val"]),
-            test_size=len(listing["test"]),
-            source=f"image files in {self.root}",
+            train_size=len(listing.files["train"]),
+            val_size=len(listing.files["val"]),
+            test_size=len(listing.files["test"]),
+            source="; ".join((f"image files in {self.root}", *listing.notes)),
         )
 
     def prepare_data(self) -> None:
@@ -133,41 +145,44 @@ class FolderData(ImageDataModule):
             raise ValueError(f"{name} needs {self.channels} values, got {values!r}")
         return tuple(check_number(name, value, minimum=lowest, maximum=1.0) for value in values)
 
-    def _list(self) -> tuple[tuple[str, ...], Listing]:
-        """The classes, and for each split its files with their labels."""
+    def _list(self) -> _Listing:
         if self._listing is None:
-            found = {name: classes_of(self.root, name) for name in ("train", "test")}
+            parts = {name: part_of(self.root, name) for name in ("train", "test")}
             if (self.root / "val").is_dir():
-                found["val"] = classes_of(self.root, "val")
-            classes = tuple(found["train"])
-            for name, others in found.items():
-                _check_same_classes(classes, tuple(others), self.root / name)
-            listing: Listing = {"train": [], "val": [], "test": []}
-            for name, folders in found.items():
-                for label, folder in enumerate(folders.values()):
-                    paths = image_paths(folder)
+                parts["val"] = part_of(self.root, "val")
+            classes = tuple(parts["train"].classes)
+            files: dict[str, list[tuple[Path, int]]] = {"train": [], "val": [], "test": []}
+            for name, part in parts.items():
+                _check_known(classes, part, self.root / name)
+                for each, paths in part.classes.items():
                     chosen = set()
-                    if name == "train" and "val" not in found:
-                        chosen = _for_validation(paths, folder)
+                    if name == "train" and "val" not in parts:
+                        chosen = _for_validation(paths, self.root / name / each)
                     for path in paths:
-                        part = "val" if path in chosen else name
-                        listing[part].append((path, label))
-            self._listing = classes, listing
+                        split = "val" if path in chosen else name
+                        files[split].append((path, classes.index(each)))
+            if not files["val"]:
+                raise DataError(
+                    f"there is nothing to validate with: of each class of {self.root / 'train'} "
+                    "with 2 images or more a tenth is taken for it, and no class has 2; add "
+                    f"images, or a folder {self.root / 'val'}"
+                )
+            self._listing = _Listing(classes, files, tuple(_notes(classes, parts)))
         return self._listing
 
     def _read(self) -> tuple[Mapping[str, ImageSet], DataInfo]:
-        classes, listing = self._list()
-        self._check_memory(sum(map(len, listing.values())))
+        listing = self._list()
+        self._check_memory(sum(map(len, listing.files.values())))
         sets, bad = {}, []
-        for name, files in listing.items():
+        for name, files in listing.files.items():
             sets[name], unreadable = self._decode_all(files)
             bad += unreadable
         self._report(bad)
         for name, part in sets.items():
-            lost = set(range(len(classes))) - set(part.labels.tolist())
-            # A class of one image has none to validate with; elsewhere each class needs some.
+            lost = {label for _, label in listing.files[name]} - set(part.labels.tolist())
+            # Some classes may have nothing to validate with; elsewhere what is there is needed.
             if lost and (name != "val" or not len(part.labels)):
-                names = ", ".join(classes[label] for label in sorted(lost))
+                names = _named([listing.classes[label] for label in sorted(lost)])
                 raise DataError(f"{name}: no readable image of {names} in {self.root}")
         mean, std = self._mean, self._std
         if not mean:
@@ -182,9 +197,11 @@ class FolderData(ImageDataModule):
         bad: list[tuple[Path, str]] = []
 
         def load(at: int) -> bool:
-            pixels = decode(files[at][0], self.image_size, self.channels)
-            if isinstance(pixels, str):
-                bad.append((files[at][0], pixels))
+            path = files[at][0]
+            try:
+                pixels = cut(read_picture(path, self.channels), self.image_size)
+            except ImageError as error:
+                bad.append((path, str(error)))
                 return False
             images[at] = torch.from_numpy(pixels)
             return True
@@ -243,19 +260,35 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 def _for_validation(paths: Sequence[Path], folder: Path) -> set[Path]:
     def key(path: Path) -> bytes:
-        name = path.relative_to(folder).as_posix()
-        return hashlib.sha256(f"{folder.name}/{name}".encode()).digest()
+        name = path.relative_to(folder.parent).as_posix()
+        return hashlib.sha256(os.fsencode(name)).digest()
 
     count = int(np.ceil(len(paths) * VAL_FRACTION)) if len(paths) > 1 else 0
     return set(sorted(paths, key=key)[:count])
 
 
-def _check_same_classes(train: Iterable[str], other: Iterable[str], folder: Path) -> None:
-    missing, extra = sorted(set(train) - set(other)), sorted(set(other) - set(train))
-    if missing or extra:
-        parts = []
-        if missing:
-            parts.append(f"lacks {', '.join(missing)}")
-        if extra:
-            parts.append(f"has {', '.join(extra)}, which train/ has not")
-        raise DataError(f"{folder} {' and '.join(parts)}: the parts need the same class folders")
+def _check_known(train: Sequence[str], part: Part, folder: Path) -> None:
+    extra = sorted(set(part.classes) - set(train))
+    if extra:
+        missing = sorted(set(train) - set(part.classes))
+        lacks = f"lacks {_named(missing)} and " if missing else ""
+        raise DataError(
+            f"{folder} {lacks}has {_named(extra)}, which train/ has not: the classes are those of "
+            "train/"
+        )
+
+
+def _notes(classes: Sequence[str], parts: Mapping[str, Part]) -> list[str]:
+    """What is missing and what is passed over, for people."""
+    notes = []
+    for name, part in parts.items():
+        if missing := [each for each in classes if each not in part.classes]:
+            notes.append(f"{name}/ has no images of {_named(missing)}")
+    if left := [path for part in parts.values() for path in part.left]:
+        notes.append(left_out(left))
+    return notes
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more

@@ -5,6 +5,7 @@ to each of them.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,9 @@ SUFFIXES = frozenset(
 # What those are, whatever a file is named: Pillow would hand an EPS file to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Made by systems beside people's files, and full of copies of their images; as are hidden folders.
-_SYSTEM = frozenset(("__macosx", "$recycle.bin", "#recycle", "lost+found", "thumbs.db"))
+_SYSTEM = frozenset(
+    ("__macosx", "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "thumbs.db")
+)
 _INVISIBLE = 16  # fewer levels of brightness than these cannot be told apart from the ground
 
 
@@ -29,16 +32,16 @@ class Listing(NamedTuple):
     """Image files below a folder, sorted; and what was passed over.
 
     Attributes:
-        hidden: image files that are hidden or lie in folders that are, and linked folders.
+        left: image files that are hidden or lie in folders that are, and linked folders.
     """
 
     paths: list[Path]
-    hidden: list[Path]
+    left: list[Path]
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of that name is hidden, or a system's own: never a person's data."""
-    return name.startswith((".", "@")) or name.lower() in _SYSTEM
+    return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def image_files(folder: Path) -> Listing:
@@ -57,26 +60,23 @@ def image_files(folder: Path) -> Listing:
 
     for base, folders, files in os.walk(folder, onerror=fail):
         place = Path(base)
-        found.hidden.extend(place / name for name in folders if (place / name).is_symlink())
+        found.left.extend(place / name for name in folders if (place / name).is_symlink())
         inside = any(is_hidden(part) for part in place.relative_to(folder).parts)
         for name in files:
             path = place / name
             if path.suffix.lower() in SUFFIXES and path.is_file():
-                (found.hidden if inside or is_hidden(name) else found.paths).append(path)
+                (found.left if inside or is_hidden(name) else found.paths).append(path)
     found.paths.sort()
-    found.hidden.sort()
+    found.left.sort()
     return found
 
 
-def passed_over(hidden: list[Path]) -> str:
-    """What :func:`image_files` passed over, in words; "" if nothing."""
-    if not hidden:
+def left_out(paths: Sequence[Path]) -> str:
+    """What of a folder is not read, in words; "" if nothing."""
+    if not paths:
         return ""
-    one = len(hidden) == 1
-    return (
-        f"{len(hidden)} hidden or linked {'file is' if one else 'files are'} left out "
-        f"({'' if one else 'such as '}{hidden[0]})"
-    )
+    such = f"{paths[0]}" if len(paths) == 1 else f"{len(paths)}, such as {paths[0]}"
+    return f"not read, because hidden, linked or of no class: {such}"
 
 
 def read_picture(path: str | os.PathLike[str], channels: int) -> Image.Image:
@@ -92,15 +92,17 @@ def read_picture(path: str | os.PathLike[str], channels: int) -> Image.Image:
     """
     try:
         with Image.open(path, formats=FORMATS) as file:
-            picture = _opaque(_eight_bits(ImageOps.exif_transpose(file)))
-            return picture.convert("RGB" if channels == 3 else "L")
+            picture = _eight_bits(ImageOps.exif_transpose(file), str(file.format))
+            return _opaque(picture).convert("RGB" if channels == 3 else "L")
     except ImageError:
         raise
     except FileNotFoundError:
         raise ImageError("no such file") from None
+    except IsADirectoryError:
+        raise ImageError("a folder without image files") from None
     except UnidentifiedImageError:
         raise ImageError(
-            f"not an image ({', '.join(FORMATS)}), or damaged at its beginning"
+            f"not an image, or damaged at its beginning; read are {', '.join(FORMATS)}"
         ) from None
     except Exception as error:  # of damaged files decoders raise nearly anything
         raise ImageError(str(error) or type(error).__name__) from error
@@ -128,13 +130,13 @@ def cut(picture: Image.Image, image_size: tuple[int, int]) -> np.ndarray:
         ) from error
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
+def _eight_bits(picture: Image.Image, file_format: str) -> Image.Image:
     """Grey of 16 bits as "L", or as "LA" where one of its values is transparent."""
     if picture.mode == "F":
         raise ImageError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
     deep = picture.mode.startswith("I;16")
     # Pillow has 16 bits of these in a mode of 32; in a TIFF that mode means 32.
-    if picture.mode == "I" and picture.format not in ("PNG", "PPM"):
+    if picture.mode == "I" and file_format not in ("PNG", "PPM"):
         raise ImageError("32-bit pixels have no fixed range; save it with 8 or 16 bits")
     if not deep and picture.mode != "I":
         return picture
@@ -153,13 +155,17 @@ def _opaque(picture: Image.Image) -> Image.Image:
     picture = picture.convert("RGBA")
     if picture.getchannel("A").getextrema()[0] == 255:
         return picture.convert("RGB")
-    white, black = (
-        Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture).convert("RGB")
-        for ground in ("white", "black")
-    )
-    return black if _levels(white) < _INVISIBLE <= _levels(black) else white
+    white = _laid_on("white", picture)
+    if _levels(white) >= _INVISIBLE:
+        return white
+    black = _laid_on("black", picture)
+    return black if _levels(black) >= _INVISIBLE else white
+
+
+def _laid_on(ground: str, picture: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture).convert("RGB")
 
 
 def _levels(picture: Image.Image) -> int:
     """The widest range of values of a channel."""
-    return max(high - low for low, high in picture.getextrema())  # type: ignore[misc, operator]
+    return max(high - low for low, high in picture.getextrema())  # type: ignore[misc]

@@ -1,11 +1,12 @@
 """Pictures of lines and what is written in them: files of a user's folder."""
 
 import unicodedata
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from cvattn.data.checks import DataError
+from cvattn.data.image_files import ImageError, pixels_of, read_picture
 
 TRANSCRIPTS = "transcripts.txt"
 
@@ -18,7 +19,7 @@ def read_transcripts(folder: Path) -> list[tuple[Path, str]]:
 
     Raises:
         DataError: no folder, no file of transcripts, none in it; a line without a tab or text, an
-            image named twice or missing. The text names file and line.
+            image named twice, missing or outside of the folder. The text names file and line.
     """
     path = folder / TRANSCRIPTS
     if not path.is_file():
@@ -44,6 +45,8 @@ def read_transcripts(folder: Path) -> list[tuple[Path, str]]:
             raise DataError(
                 f"{where}: {name} has an empty transcript; leave out lines without text"
             )
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise DataError(f"{where}: {name} is not in {folder}; images lie in it or below")
         if name in found:
             raise DataError(f"{where}: {name} has a transcript already")
         if not (folder / name).is_file():
@@ -54,34 +57,19 @@ def read_transcripts(folder: Path) -> list[tuple[Path, str]]:
     return [(folder / name, found[name]) for name in sorted(found)]
 
 
-def decode_line(path: Path, height: int) -> np.ndarray | str:
-    """Grey pixels, uint8 (height, W), or what is wrong with the file, in words.
+def read_line(path: Path, height: int) -> np.ndarray:
+    """Grey pixels, uint8 (height, W), of a file as :func:`read_picture` reads it.
 
-    Turned upright; transparency becomes white. Lower lines are filled up above and below with
-    their outermost rows; higher ones are an error: to make them smaller is the user's to decide.
+    Lower lines are filled up above and below with their outermost rows.
+
+    Raises:
+        ImageError: the file cannot be read, or its line is higher: to make it smaller is the user's
+            to decide.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode == "F" or image.mode == "I":
-                return f"pixels of mode {image.mode} have no fixed range; save it with 8 or 16 bits"
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            pixels = np.array(image.convert("L"))
-    except FileNotFoundError:
-        return "no such file"
-    except UnidentifiedImageError:
-        return "not an image, or damaged at its beginning"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return str(error) or type(error).__name__
+    pixels = pixels_of(read_picture(path, 1))[0]
     missing = height - pixels.shape[0]
     if missing < 0:
-        return (
+        raise ImageError(
             f"the line is {pixels.shape[0]} pixels high, lines may be at most {height}; scale the "
             "image down, or train with a larger height"
         )

@@ -11,8 +11,9 @@ from torch import Tensor
 from cvattn.core import Alphabet
 from cvattn.data.checks import DataError, check_int
 from cvattn.data.counter import Stream, integers
+from cvattn.data.image_files import ImageError
 from cvattn.data.info import LineInfo
-from cvattn.data.line_files import decode_line, read_transcripts
+from cvattn.data.line_files import read_line, read_transcripts
 from cvattn.data.sequence_data import (
     Batch,
     SequenceDataModule,
@@ -149,11 +150,10 @@ class LineFolderData(SequenceDataModule):
         for split, part in self._listed().items():
             self._images[split] = []
             for path, _ in part:
-                pixels = decode_line(path, self.height)
-                if isinstance(pixels, str):
-                    bad.append(f"\n  {path}: {pixels}")
-                else:
-                    self._images[split].append(torch.from_numpy(pixels))
+                try:
+                    self._images[split].append(torch.from_numpy(read_line(path, self.height)))
+                except ImageError as error:
+                    bad.append(f"\n  {path}: {error}")
         if bad:
             more = f"\n  and {len(bad) - _MOST_SHOWN} more" if len(bad) > _MOST_SHOWN else ""
             raise DataError(

@@ -13,8 +13,8 @@ from small_networks import SAGAN, folder_meta, write
 
 from cvattn import SAGANClassifier
 from cvattn.cli import main
-from cvattn.cli.images import SUFFIXES, ImageError, read_image
-from cvattn.data import folder_files
+from cvattn.cli.images import read_image
+from cvattn.data.image_files import ImageError, cut, read_picture
 
 
 def by_hand(network, pixels, mean, std):
@@ -155,7 +155,7 @@ def test_networks_of_image_folders_see_what_they_saw_in_training(tmp_path, capsy
     network = write(tmp_path / "f.ckpt", SAGANClassifier, args, folder_meta((12, 20)))
     photo = np.random.default_rng(5).integers(0, 256, (90, 40, 3), dtype=np.uint8)
     Image.fromarray(photo).save(tmp_path / "tall.png")
-    pixels = folder_files.decode(tmp_path / "tall.png", (12, 20), 3)
+    pixels = cut(read_picture(tmp_path / "tall.png", 3), (12, 20))
     gone = str(tmp_path / "gone.png")
     assert main(["predict", str(tmp_path / "f.ckpt"), str(tmp_path / "tall.png"), gone]) == 1
     out, err = capsys.readouterr()
@@ -174,18 +174,12 @@ def test_a_terminal_gets_a_table_with_names_as_they_are(vit_7x13, tmp_path, caps
     assert "[b]eel" in out
 
 
-def test_suffixes_are_those_of_image_folders():
-    assert SUFFIXES == folder_files.SUFFIXES
-
-
-def test_sixteen_bits_of_both_kinds_and_beyond(tmp_path):
-    deep = np.arange(0, 65536, 256, dtype=np.int32).reshape(16, 16)
-    Image.fromarray(deep).save(tmp_path / "i.tif")
-    pixels, _ = read_image(tmp_path / "i.tif", 1, (16, 16))
-    assert np.array_equal(pixels[0].ravel(), np.arange(256))
-    Image.fromarray(deep * 2).save(tmp_path / "j.tif")
-    with pytest.raises(ImageError, match="32-bit"):
-        read_image(tmp_path / "j.tif", 1, (16, 16))
+def test_pixels_of_32_bits_have_no_fixed_range(tmp_path):
+    deep = np.arange(256, dtype=np.int32).reshape(16, 16)
+    for name, factor in {"dark": 1, "as of 16 bits": 256, "beyond": 512}.items():
+        Image.fromarray(deep * factor).save(tmp_path / f"{name}.tif")
+        with pytest.raises(ImageError, match="32-bit"):
+            read_image(tmp_path / f"{name}.tif", 1, (16, 16))
 
 
 def test_as_a_program(sagan, photo, tmp_path):

@@ -116,7 +116,7 @@ def test_arrays_that_are_not_what_was_said_are_refused(cache):
         cache.arrays | {"test": cache.arrays["test"].astype(np.int8)},
         cache.arrays | {"test": cache.arrays["test"][:2]},
     ):
-        with pytest.raises(ValueError, match="expected uint8 arrays of .*'test': "):
+        with pytest.raises(ValueError, match=r"expected uint8 arrays of .*'test': "):
             cached("other", [cache.source], "decoder 1", SHAPES, lambda wrong=wrong: wrong)
 
 
@@ -152,6 +152,8 @@ def slow(file):
     print("writing", flush=True)
     sys.stdin.readline()
 cache._hold = slow
+import cvattn.cli.images, cvattn.data.image_files, cvattn.data.line_files
+assert "pytorch_lightning" not in sys.modules  # who only reads a file does not wait for it
 rng = np.random.default_rng(4)
 shapes = {"train": (7, 3, 5, 2), "test": (3, 3, 5, 2)}
 arrays = {name: rng.integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}

@@ -99,8 +99,8 @@ def test_given_constants_are_used_and_val_folder_too(root):
 
 def test_adding_files_moves_no_others_between_parts(root):
     def validation():
-        _, listing = FolderData(root=root)._list()
-        return {path.name for path, label in listing["val"] if label == 0}
+        files = FolderData(root=root)._list().files["val"]
+        return {path.name for path, label in files if label == 0}
 
     before = validation()
     for i in range(20, 29):
@@ -159,7 +159,11 @@ def empty_class(root):
     [
         (lambda r: shutil.rmtree(r), "is not a folder; expected one with train/ and test/"),
         (lambda r: shutil.rmtree(r / "test"), "test is missing; .*there are: train"),
-        (lambda r: (r / "train").rename(r / "Trian"), "did you mean 'trian'"),
+        (lambda r: (r / "train").rename(r / "Train"), "if 'Train' is meant, rename it to 'train'"),
+        (
+            lambda r: (r / "train").rename(r / "Trian"),
+            "Trian, test; if 'Trian' is meant, rename it to 'train'",
+        ),
         (lambda r: shutil.rmtree(r / "train" / "red"), "only the class 'blue'"),
         (
             lambda r: [shutil.rmtree(r / "train" / c) for c in COLOURS],
@@ -204,3 +208,48 @@ def test_channel_statistics_of_a_constant_channel():
     mean, std = channel_statistics(torch.full((3, 1, 2, 5), 51, dtype=torch.uint8))
     assert mean == pytest.approx((0.2,))
     assert std == (1 / 255,)
+
+
+def test_hidden_folders_and_files_are_not_trained_on_and_it_is_said(root):
+    picture = (root / "train" / "red" / "00.png").read_bytes()
+    before = FolderData(root=root).describe()
+    assert before.source == f"image files in {root}"
+    for place in (
+        *("train/red/.ipynb_checkpoints/00-checkpoint.png", "train/blue/@eaDir/00.png"),
+        *("test/red/._00.png", "train/.ipynb_checkpoints/00.png", "train/of no class.png"),
+    ):
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).write_bytes(picture)
+    data = FolderData(root=root, image_size=8)
+    info = data.describe()
+    assert info.classes == ("blue", "red")
+    assert (info.train_size, info.val_size, info.test_size) == (15, 3, 5)
+    assert "not read, because hidden, linked or of no class: 5, such as" in info.source
+    data.setup()
+    assert data.info.train_size + data.info.val_size == 18
+    assert data.info.source == info.source
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_parts_without_one_of_the_classes_are_judged_by_name(root, part):
+    save(root / "train" / "amber" / "0.png", (9, 9), (250, 200, 0))
+    save(root / part / "red" / "98.png", (9, 9), COLOURS["red"])
+    (root / part / "blue").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(root / part / "blue")
+    (root / part / "amber").mkdir()  # and nothing in it
+    data = FolderData(root=root, image_size=8)
+    data.setup()
+    assert data.info.classes == ("amber", "blue", "red")
+    assert set(data.split(part).labels.tolist()) == {2}
+    assert set(data.split("train").labels.tolist()) == {0, 1, 2}
+    assert f"{part}/ has no images of amber, blue" in data.info.source
+
+
+def test_one_image_of_each_class_leaves_nothing_to_validate_with(root):
+    for name in COLOURS:
+        for path in sorted((root / "train" / name).iterdir())[1:]:
+            path.unlink()
+    with pytest.raises(DataError, match=r"nothing to validate with: .*no class has 2; add"):
+        FolderData(root=root).describe()
+    shutil.copytree(root / "test", root / "val")
+    FolderData(root=root, image_size=8).setup()

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from cvattn.data import DataError, LineFolderData
-from cvattn.data.line_files import decode_line
+from cvattn.data.image_files import ImageError
+from cvattn.data.line_files import read_line
 
 
 @pytest.fixture
@@ -111,6 +112,11 @@ def edit(root: Path, text: str) -> None:
         ("t0.png\ta\nt0.png\ta\n", r"line 2: t0\.png has a transcript already"),
         ("t9.png\ta\n", r"line 1: there is no image .*t9\.png"),
         ("\n", "has no transcripts"),
+        (
+            "../train/00.png\ta\n",
+            r"line 1: \.\./train/00\.png is not in .*images lie in it or below",
+        ),
+        ("/etc/hostname\ta\n", "line 1: /etc/hostname is not in"),
         ("t0.png\taxa\n", r"t0\.png: character 'x' .*number 2 of 'axa'.*Add it to data\.alphabet"),
     ],
 )
@@ -155,13 +161,15 @@ def test_files_of_every_kind_are_decoded(tmp_path):
     }
     for name, (image, options) in kinds.items():
         image.save(tmp_path / name, **options)
-        assert np.array_equal(decode_line(tmp_path / name, 13), grey), name
+        assert np.array_equal(read_line(tmp_path / name, 13), grey), name
     alpha = np.dstack([grey, np.full_like(grey, 0)])
     Image.fromarray(alpha, "LA").save(tmp_path / "clear.png")
-    assert (decode_line(tmp_path / "clear.png", 13) == 255).all()
-    assert decode_line(tmp_path / "none.png", 13) == "no such file"
+    assert (read_line(tmp_path / "clear.png", 13) == 255).all()
+    with pytest.raises(ImageError, match=r"^no such file$"):
+        read_line(tmp_path / "none.png", 13)
     Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
-    assert "no fixed range" in decode_line(tmp_path / "float.tif", 13)
+    with pytest.raises(ImageError, match="no fixed range"):
+        read_line(tmp_path / "float.tif", 13)
 
 
 def test_every_tunable_is_listed_and_can_be_built(tmp_path):

@@ -1,6 +1,7 @@
 """From a composed configuration to the parts of a run, ready for the trainer."""
 
 import copy
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,12 @@ from cvattn.tasks import NetworkTask
 
 # For what a network takes from the images before training: a million patches and more.
 _IMAGES_TO_FIT = 2000
+# Packages behind a logger; one of them is enough.
+_TRACKERS = {
+    "pytorch_lightning.loggers.TensorBoardLogger": ("tensorboard", "tensorboardX"),
+    "pytorch_lightning.loggers.WandbLogger": ("wandb",),
+    "pytorch_lightning.loggers.MLFlowLogger": ("mlflow",),
+}
 
 
 @dataclass
@@ -97,6 +104,7 @@ def assemble(cfg: DictConfig) -> Run:
     data, notes = settle(cfg, overrides)
     _check_unfinished(cfg, epochs=done, steps=steps)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    _check_trackers(cfg)
     network = build(cfg.model, "model")
     task = build(cfg.task, "task", network=network, **data.for_task)
     try:
@@ -155,6 +163,17 @@ def _begin(network: Any, data: DataModule) -> None:
             raise ConfigError(f"model: {error}") from error
     if hasattr(network, "fit_to_images"):
         network.fit_to_images(*data.example_inputs(_IMAGES_TO_FIT, split="train"))
+
+
+def _check_trackers(cfg: DictConfig) -> None:
+    """Refuse a logger whose package is not installed; Lightning says so after the data is read."""
+    for name, node in (cfg.get("logger") or {}).items():
+        packages = _TRACKERS.get(node["_target_"], ())
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            raise ConfigError(
+                f"logger.{name}: {packages[0]} is not installed: pip install -e '.[trackers]', or "
+                f"pip install {packages[0]}"
+            )
 
 
 def _load(data: DataModule) -> Facts:

@@ -157,8 +157,9 @@ class AttentionMonitor(pl.Callback):
         if self._inputs is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             self._inputs = data.example_inputs(self.num_images)
+        inputs = (trainer.precision_plugin.convert_input(given) for given in self._inputs)
         with torch.no_grad(), capture_attention(network) as maps:
-            network(*(given.to(pl_module.device) for given in self._inputs))
+            network(*(given.to(pl_module.device) for given in inputs))
         for name, weights in maps.items():
             values[f"entropy/{name}"] = attention_entropy(weights).mean().float()
         # Every process computes the same values from the same images.

@@ -13,10 +13,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from cvattn.harness.composition import Composer, assignments, parse
-from cvattn.harness.decisions import register_resolvers
+from cvattn.harness.decisions import Decision, by_torchrun, decide, register_resolvers
 from cvattn.harness.errors import ConfigError
 from cvattn.harness.paths import assigned, holds_a_run, short
 from cvattn.harness.resume import resume_arguments, run_folder, saved_choices, saved_keys
+from cvattn.harness.trainer_check import check_processes
 
 # Hydra's own flags, which it answers without running anything.
 _INFORM = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
@@ -72,11 +73,13 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
         kept = composer.present(saved_choices(path), set(named))
         overrides += [parse(text) for text in kept]
     configurations = composer.compose(overrides, () if path is None else saved_keys(path))
-    texts = [
-        composer.for_hydra(override)
-        for override in overrides
-        if multirun or override.key_or_group != "run_dir" or path is None
-    ]
+    texts = [composer.for_hydra(override) for override in overrides]
+    for cfg in configurations:
+        check_processes(cfg.trainer)
+    if multirun and by_torchrun():
+        raise ConfigError("under torchrun every process would start the whole multirun")
+    if path is None:
+        _check_agreed(configurations[0], named)
     _check_run_folder(overrides, multirun, new=path is None)
     if multirun and any(text.startswith("ddp") for text in _strategies(configurations, overrides)):
         # Lightning starts each further process with the same command line: it would sweep again.
@@ -88,6 +91,11 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
         texts += resume_arguments(path)
     elif "run_dir" in named and "hydra.run.dir" not in named and not multirun:
         texts.append(assigned("hydra.run.dir", str(named["run_dir"].value())))
+    if by_torchrun() and path is None:
+        # Its name has a time and a number in it, of the first process alone.
+        folder = decide("run folder", lambda: Decision(composer.run_folder(texts), ""))
+        texts = [text for text in texts if not text.startswith("hydra.run.dir=")]
+        texts.append(assigned("hydra.run.dir", folder.choice))
     return texts + flags
 
 
@@ -159,6 +167,24 @@ def _check_same_folder(named: Mapping[str, Override], path: str) -> None:
                 f"branch off, copy that folder and continue the copy: ckpt_path=COPY/"
                 f"{last.relative_to(here) if last.exists() else Path(path).name}"
             )
+
+
+def _check_agreed(cfg: DictConfig, named: Mapping[str, Override]) -> None:
+    """Nodes that are started one by one cannot ask each other."""
+    if int(cfg.trainer.get("num_nodes") or 1) < 2 or by_torchrun():
+        return
+    open_ = {
+        "seed=": cfg.seed is None,
+        "data=": "_target_" not in cfg.data,
+        "trainer.precision=": cfg.trainer.precision == "auto",
+        "hydra.run.dir=": "hydra.run.dir" not in named,
+    }
+    if any(open_.values()):
+        missing = ", ".join(key for key, is_open in open_.items() if is_open)
+        raise ConfigError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}: each node would choose for itself what is "
+            f"left open; give {missing} or start with torchrun"
+        )
 
 
 def _check_run_folder(overrides: Sequence[Override], multirun: bool, *, new: bool) -> None:

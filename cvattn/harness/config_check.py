@@ -15,14 +15,16 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.optim import Optimizer
 
+from cvattn import models
+from cvattn.data import DataModule
 from cvattn.harness.averaging import AveragedWeights
 from cvattn.harness.errors import ConfigError, did_you_mean
 
 # What a `_target_` may be, by where it stands: a configuration cannot call anything else.
 KINDS: dict[str, type] = {
     "model": nn.Module,
-    "data": pl.LightningDataModule,
-    "data.*": pl.LightningDataModule,
+    "data": DataModule,
+    "data.*": DataModule,
     "task": pl.LightningModule,
     "task.optimizer": Optimizer,
     "recipe.optimizer": Optimizer,
@@ -90,6 +92,12 @@ def _check_target(path: str, node: dict) -> None:
     if not (inspect.isclass(cls) and issubclass(cls, kind)):
         raise ConfigError(
             f"{path}._target_={node['_target_']}: expected a {kind.__module__}.{kind.__name__}"
+        )
+    if path == "model" and cls not in (getattr(models, name) for name in models.__all__):
+        raise ConfigError(
+            f"model._target_={node['_target_']}: train.py trains the networks of cvattn.models "
+            f"({', '.join(models.__all__)}), which a checkpoint can be loaded back into; one's own "
+            "is trained from Python, by cvattn.tasks.ClassificationTask and Lightning's Trainer"
         )
     averages = issubclass(cls, (WeightAveraging, StochasticWeightAveraging))
     if averages and not issubclass(cls, AveragedWeights):

@@ -1,16 +1,23 @@
 """Choices that the machine makes for the user, made once and the same in every process of a run.
 
-``data=auto`` and ``precision=auto`` are decided in the first process. Further processes of a
-distributed run inherit the decision through the environment instead of measuring again.
+``data=auto``, ``precision=auto``, ``seed=null`` and the name of the run's folder are decided in the
+first process. Further processes of a distributed run inherit the decision instead of measuring
+again: through the environment where the first one starts them, and through torchrun's own store
+where torchrun does.
 """
 
+import functools
 import json
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+from cvattn.harness.errors import ConfigError
 
 _VARIABLE = "CVATTN_DECISIONS"
 
@@ -23,12 +30,48 @@ class Decision(NamedTuple):
 
 
 def decide(name: str, make: Callable[[], Decision]) -> Decision:
-    """The decision of that name: from this process or the one that started it, else made now."""
+    """The decision of that name: made already for this run, by whichever process, or now.
+
+    Raises:
+        ConfigError: the processes of this run have no way to agree.
+    """
     made = json.loads(os.environ.get(_VARIABLE, "{}"))
     if name not in made:
-        made[name] = list(make())
+        made[name] = list(make() if _store() is None else _agree(name, make))
         os.environ[_VARIABLE] = json.dumps(made)
     return Decision(*made[name])
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _agree(name: str, make: Callable[[], Decision]) -> Decision:
+    """The first process decides and leaves word; the others wait for it."""
+    store = _store()
+    assert store is not None
+    if os.environ["RANK"] == "0":
+        decision = make()
+        store.set(name, json.dumps(list(decision)))
+        return decision
+    return Decision(*json.loads(store.get(name)))
+
+
+@functools.cache
+def _store() -> Store | None:
+    """Where torchrun's processes leave word for each other; None without torchrun."""
+    if not by_torchrun():
+        return None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise ConfigError(
+            "this torchrun shares no store, so its processes cannot agree on the data, the seed, "
+            "the precision and the folder; start it without TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+        )
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(*place, is_master=False, timeout=timedelta(minutes=10))
+    # torchrun may start all processes anew; what was decided before is not for them.
+    return PrefixStore(f"cvattn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def decide_data(root: str) -> Decision:

@@ -82,6 +82,7 @@ def fit(cfg: DictConfig) -> float:
             logger.experiment.finish()  # else it is open until the process ends, across a sweep
     best = _best(trainer, metrics)
     if trainer.is_global_zero:
+        run.network.float()  # a precision of "true" has converted it; what follows is in float32
         average = averaged(trainer.callbacks)  # type: ignore[attr-defined]
         if average is not None and (said := average.note(trainer.global_step)):
             run.notes.append(said)

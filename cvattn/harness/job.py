@@ -1,5 +1,6 @@
 """One job of a command line: a run of its own, or one of several."""
 
+import math
 import traceback
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from cvattn.harness.shell import plain_errors, show_error
 from cvattn.harness.sweep_table import ERROR, show_table
 
 
-def run_job(cfg: DictConfig) -> float:
+def run_job(cfg: DictConfig) -> float | None:
     """:func:`fit` for ``train.py``: what is the user's to mend becomes a message.
 
     One job of a multirun that fails does not take the others with it. Its message goes into
-    ``error.txt`` in its folder, and its accuracy is 0: a search learns to avoid such values.
+    ``error.txt`` in its folder, and it has no accuracy: to a search that is a failed trial, and no
+    value to learn from.
     Ctrl-C and SIGTERM end a multirun as a whole, with the table of what was finished.
 
     Raises:
@@ -27,7 +29,8 @@ def run_job(cfg: DictConfig) -> float:
         with plain_errors():
             return fit(cfg)
     try:
-        return fit(cfg)
+        best = fit(cfg)
+        return None if math.isnan(best) else best
     except SystemExit:
         show_table(Path(HydraConfig.get().sweep.dir))
         raise
@@ -40,4 +43,4 @@ def run_job(cfg: DictConfig) -> float:
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR).write_text(message + "\n")
-    return 0.0
+    return None

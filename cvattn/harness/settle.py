@@ -1,21 +1,23 @@
 """From the composed configuration to the one that runs: choices made, open values filled."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra.utils
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from cvattn.data import DataModule, Facts
+from cvattn.harness.composition import parse
 from cvattn.harness.config_check import check_config
 from cvattn.harness.decisions import decide_data
-from cvattn.harness.errors import ConfigError
+from cvattn.harness.errors import ConfigError, did_you_mean
 from cvattn.harness.trainer_check import check_trainer
 
 SMALL_DATA = 10_000
-# What a model must have at least as many of as the data.
+# In words, where a number alone says little.
 _COUNTED = {
     "num_classes": "classes",
     "source_vocab": "tokens in its sources",
@@ -64,22 +66,16 @@ def settle_model(cfg: DictConfig, info: Facts) -> None:
                         "not for"
                     )
                 node[key] = known[key]
+    resolved = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     for name in ("model", "task"):
-        for key in set(cfg[name]) & set(known):
-            given = OmegaConf.to_container(cfg, resolve=True)[name][key]  # type: ignore[call-overload,index]
-            if not _agree(given, known[key]):
+        for key in set(resolved[name]) & set(known):
+            given = resolved[name][key]
+            if given != known[key]:
                 what = f"{known[key]} {_COUNTED[key]}" if key in _COUNTED else f"{known[key]}"
                 raise ConfigError(
                     f"{name}.{key}={given}, but {info.name} has {what}; leave {name}.{key}= out, "
                     "it is for the data to say"
                 )
-
-
-def _agree(given: Any, known: Any) -> bool:
-    """Whether two values mean the same; one number as a size is that of both sides."""
-    if isinstance(known, list) and isinstance(given, int):
-        return all(given == one for one in known)
-    return bool(given == known)
 
 
 def settle_paths(cfg: DictConfig) -> None:
@@ -118,6 +114,7 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DataModule, list[
     if settle_recipe(cfg, info.train_size, overrides):
         notes.append(f"the recipe's small values, for {info.train_size:,} training {info.unit}s")
         data = build(cfg.data, "data")
+    notes += _check_recipe(cfg, overrides)
     if cfg.data.get("train_on_val"):
         notes.append("the validation images are trained on: their accuracy says nothing")
     settle_model(cfg, info)
@@ -126,6 +123,38 @@ def settle(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DataModule, list[
     for key, node in (cfg.get("callbacks") or {}).items():
         build(node, f"callbacks.{key}")  # what it says of its values, it says now
     return data, notes
+
+
+def _check_recipe(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """What the user gave of the recipe, and nothing reads: said; refused if he added the key."""
+    notes = []
+    for override in map(parse, overrides):
+        key = override.key_or_group.replace("recipe.small.", "recipe.")
+        if not key.startswith("recipe.") or key == "recipe.small" or override.is_delete():
+            continue
+        if _is_read(cfg, key):
+            continue
+        if override.is_add() or override.is_force_add():
+            known = [path for path, _ in _leaves(cfg.recipe, "recipe") if path != key]
+            raise ConfigError(
+                f"{override.input_line}: nothing reads {key}{did_you_mean(key, known)}. Gradients "
+                "are clipped with trainer.gradient_clip_val=; remarks go into notes="
+            )
+        notes.append(
+            f"{override.input_line} has no effect here: another value stands in its place, or "
+            "nothing reads it"
+        )
+    return notes
+
+
+def _is_read(cfg: DictConfig, key: str) -> bool:
+    """Whether another value of the key would change anything but the recipe itself."""
+    other = copy.deepcopy(cfg)
+    OmegaConf.update(other, key, "another value", merge=False, force_add=True)
+    before, after = (OmegaConf.to_container(c, resolve=True) for c in (cfg, other))
+    assert isinstance(before, dict)
+    assert isinstance(after, dict)
+    return any(before[part] != after[part] for part in before if part != "recipe")
 
 
 def _drop_null(cfg: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """What Lightning refuses late, or does in another way than it was asked to, said at once."""
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ def check_trainer(cfg: DictConfig) -> None:
     _check_end(cfg.trainer)
     _check_precision(cfg.trainer)
     _check_strategy(cfg.trainer)
+    check_processes(cfg.trainer)
     for key, value in _numbers(OmegaConf.to_container(cfg, resolve=True)):
         if math.isnan(value):
             raise ConfigError(f"{key}=nan: expected a number")
@@ -104,6 +106,26 @@ def _check_strategy(trainer: DictConfig) -> None:
             f"trainer.strategy={strategy}: its processes are copies of this one, which a run does "
             "not survive; use trainer.strategy=ddp, which starts each anew"
         )
+
+
+def check_processes(trainer: DictConfig) -> None:
+    """Raise ConfigError if more processes were started than the trainer will bring together."""
+    world = os.environ.get("WORLD_SIZE", "")
+    if not world.isdecimal() or int(world) < 2:
+        return
+    count = int(world)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    asked = f"trainer=ddp trainer.devices={here}" + f" trainer.num_nodes={count // here}" * (
+        count != here
+    )
+    told = f"{count} processes were started (WORLD_SIZE={count})"
+    if not str(trainer.get("strategy")).startswith("ddp"):
+        raise ConfigError(
+            f"{told}, and each would train a network of its own into one folder: add {asked} "
+            "(where a run is continued, trainer.strategy=ddp for trainer=ddp), or start one process"
+        )
+    if processes(trainer) != count:
+        raise ConfigError(f"{told}, but trainer.devices and num_nodes ask for others: give {asked}")
 
 
 def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, float]]:

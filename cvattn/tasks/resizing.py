@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -48,4 +49,6 @@ class ProgressiveResizing:
         size = [unit * max(1, round(scale * side / unit)) for side in images.shape[-2:]]
         if scale == 1.0 or size == list(images.shape[-2:]):
             return images
-        return F.interpolate(images, size, mode="bilinear", antialias=True)
+        # In float32 on a CPU: the filter is not there in half precision.
+        wide = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
+        return F.interpolate(wide, size, mode="bilinear", antialias=True).to(images.dtype)

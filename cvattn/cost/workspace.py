@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvattn.core.attention.plan import compute_dtype
+from cvattn.core.attention.precision import product_dtype, score_dtype
 from cvattn.core.attention.tiles import tile_scores, tile_size
 
 
@@ -30,33 +30,49 @@ def _fused_backward(grad: Tensor, *_: Any) -> int:
     return 0 if grad.transpose(1, 2).is_contiguous() else _size(grad)
 
 
-def _tiled(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
+def _tiled(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> int:
     """A tile; of the samples in it the scaled queries, the transposed keys, and casts."""
-    dtype = compute_dtype(query.device, query.dtype)
-    held = query.numel() + key.numel() + (value.numel() if dtype != query.dtype else 0)
+    exact, products = score_dtype(query.dtype), product_dtype(query.device, query.dtype)
+    held = (query.numel() + key.numel()) * exact.itemsize
+    if products != query.dtype:
+        held += (query.numel() + key.numel() + value.numel()) * products.itemsize
+    elif products != exact and others[0] is None and others[1] is None and not others[2]:
+        return _in_kernel(query, key, value)
     flattened = sum(_flattened(x) for x in (query, key, value))
-    return flattened + _of_a_group(query, key, held * dtype.itemsize, backward=False)
+    return flattened + _of_a_group(query, key, held, backward=False)
+
+
+def _in_kernel(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """torch's kernel: inputs of one width, and its output."""
+    width = max(query.shape[-1], value.shape[-1])
+    widened = [x for x in (query, key, value) if x.shape[-1] < width or x.stride(-1) != 1]
+    rows = query.shape[:3].numel()
+    held = rows + sum(x.shape[:3].numel() for x in widened)
+    return held * width * query.element_size()
 
 
 def _tiled_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, *_: Any
 ) -> int:
-    dtype = compute_dtype(query.device, query.dtype)
-    exact = torch.promote_types(dtype, torch.float32)
-    cast = value.numel() + grad.numel() + output.numel() if dtype != query.dtype else 0
-    held = (query.numel() + key.numel() + cast) * dtype.itemsize
-    held += (key.numel() + value.numel()) * exact.itemsize
-    flattened = sum(_flattened(x) for x in (grad, query, key, value, output))
+    exact, products = score_dtype(query.dtype), product_dtype(query.device, query.dtype)
+    held = (query.numel() + key.numel()) * exact.itemsize  # as the scores take them
+    held += (key.numel() + value.numel()) * exact.itemsize  # sums of their gradients
+    if products != query.dtype:
+        cast = query.numel() + key.numel() + value.numel() + grad.numel()
+        held += cast * products.itemsize
+    flattened = sum(_flattened(x) for x in (grad, query, key, value))
     return flattened + _of_a_group(query, key, held, backward=True)
 
 
 def _of_a_group(query: Tensor, key: Tensor, held: int, *, backward: bool) -> int:
     """The share of ``held`` of the samples that are worked on at once, and their tiles."""
     samples, length, key_length = query.shape[0] * query.shape[1], query.shape[2], key.shape[2]
-    dtype = compute_dtype(query.device, query.dtype)
+    exact, products = score_dtype(query.dtype), product_dtype(query.device, query.dtype)
     group, _ = tile_size(samples, length, key_length)
-    tile = tile_scores(samples, length, key_length) * dtype.itemsize
-    return held * group // max(1, samples) + tile * (2 if backward else 1)
+    # The scores; where they differ in dtype, the weights; in the backward pass their gradient.
+    bytes_each = exact.itemsize + products.itemsize * ((products != exact) + backward)
+    tile = tile_scores(samples, length, key_length) * bytes_each
+    return held * group // max(1, samples) + tile
 
 
 # Operator -> bytes from its arguments.

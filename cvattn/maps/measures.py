@@ -46,8 +46,8 @@ def attention_rollout(maps: Mapping[str, Tensor], *, residual: float = 0.5) -> T
 
     Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (2020): heads are averaged, each
     layer is mixed with the identity for its residual connection, and the layers are multiplied,
-    first to last. Rows sum to 1. With a class token first, ``rollout[:, 0, 1:]`` is its map over
-    the grid.
+    first to last, in float32 at least. Rows sum to 1. With a class token first,
+    ``rollout[:, 0, 1:]`` is its map over the grid.
 
     Args:
         maps: self-attention weights (B, heads, N, N) of the layers, first to last, as
@@ -63,6 +63,8 @@ def attention_rollout(maps: Mapping[str, Tensor], *, residual: float = 0.5) -> T
         raise ValueError(f"residual={residual} must be in [0, 1)")
     rollout: Tensor | None = None
     for name, weights in maps.items():
+        # Rounded to half precision after each layer, rows would soon no longer sum to 1.
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
         batch, _, rows, keys = weights.shape
         if rows != keys or (rollout is not None and rollout.shape != (batch, rows, keys)):
             raise ValueError(

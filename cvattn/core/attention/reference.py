@@ -5,17 +5,20 @@
 Vaswani et al., "Attention Is All You Need" (2017), equation 1. Differences from
 ``F.scaled_dot_product_attention``: ``is_causal`` is aligned to the bottom right, mask, bias and
 causality combine freely, and a query that may attend to nothing gets weights and output 0 with
-finite gradients on every path.
+finite gradients on every path. Scores and softmax of half precision are float32.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cvattn.core.attention.half_weights import HalfWeights
 from cvattn.core.attention.hidden import add_mark, shield
 from cvattn.core.attention.inputs import check_inputs, check_terms, merge_allowed, take_rows
+from cvattn.core.attention.precision import product_dtype, score_dtype
 from cvattn.core.memory import check_fits
 
 # Smaller allocations are not worth the look at what is free.
@@ -61,8 +64,13 @@ def attention_weights(
         query = query.index_select(2, rows)
     # The weights have no values of their own to shield.
     query, key, _, mark = shield(query, key, key, allowed)
-    weights = _weights(query, key, allowed, bias, scale)
-    return add_mark(weights, mark)
+    # Autocast makes softmax in float32, and its results are that.
+    autocast = _autocast_dtype(query)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    _check_size(query, key)
+    with _without_autocast(query):
+        weights = _weights(query, key, allowed, bias, scale)
+    return add_mark(weights if autocast else weights.to(query.dtype), mark)
 
 
 def reference_attention(
@@ -81,19 +89,26 @@ def reference_attention(
     check_terms(query, key, attn_mask, attn_bias)
     allowed = merge_allowed(query, key, attn_mask, attn_bias, is_causal)
     query, key, value, mark = shield(query, key, value, allowed)
-    weights = _weights(query, key, allowed, attn_bias, scale)
-    if dropout_p > 0.0:
-        weights = F.dropout(weights, dropout_p)
-    # A float32 bias lifts half-precision scores to float32; the product is in the value's dtype.
-    return add_mark(weights.to(value.dtype) @ value, mark)
+    dtype = _autocast_dtype(value) or value.dtype
+    products = product_dtype(value.device, dtype)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    _check_size(query, key)
+    with _without_autocast(query):
+        if attn_bias is None and HalfWeights.serves(query, key, products):
+            weights = HalfWeights.apply(query, key, allowed, scale)
+        else:
+            weights = _weights(query, key, allowed, attn_bias, scale)
+        if dropout_p > 0.0:
+            weights = F.dropout(weights, dropout_p)
+        output = (weights.to(products) @ value.to(products)).to(dtype)
+    return add_mark(output, mark)
 
 
 def _weights(
-    query: Tensor, key: Tensor, allowed: Tensor | None, bias: Tensor | None, scale: float | None
+    query: Tensor, key: Tensor, allowed: Tensor | None, bias: Tensor | None, scale: float
 ) -> Tensor:
-    """The formula."""
-    _check_size(query, key)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    """The formula, in float32 at least."""
+    query, key = (x.to(score_dtype(x.dtype)) for x in (query, key))
     scores = (query if scale == 1.0 else query * scale) @ key.mT
     if bias is not None:
         scores = scores + bias
@@ -106,12 +121,27 @@ def _weights(
     return scores.softmax(-1).masked_fill(empty, 0.0)
 
 
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast would bring the products of x to; None where it is off."""
+    device = x.device.type
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A block in which scores may be float32."""
+    if _autocast_dtype(x) is None:
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def _check_size(query: Tensor, key: Tensor) -> None:
     """MemoryError before an allocation that cannot fit: some systems kill the process instead."""
     if torch.compiler.is_compiling() or query.is_meta:
         return
     scores = query.shape[:3].numel() * key.shape[2]
-    size = 2 * scores * query.element_size()  # the scores and the weights
+    size = 2 * scores * score_dtype(query.dtype).itemsize  # the scores and the weights
     if size >= _GUARDED_BYTES:
         check_fits(
             size,

@@ -12,6 +12,7 @@ The two operators are opaque to ``torch.compile``, which would unroll the loops.
 import torch
 from torch import Tensor
 
+from cvattn.core.attention import tile_kernel
 from cvattn.core.attention.hidden import add_mark
 from cvattn.core.attention.tile_weights import TileDropout, tile_view, tile_weights
 from cvattn.core.attention.tiled_second import second_backward
@@ -73,14 +74,21 @@ def _forward(
     output = query.new_empty(*query.shape[:3], value.shape[-1])
     mark = query.new_zeros(*query.shape[:3], 1, dtype=torch.float32)
     outputs, marks = output.flatten(0, 1), mark.flatten(0, 1)
+    in_kernel = tile_kernel.takes(query, key, value, terms, dropout_p)
+    if in_kernel and terms.empty:
+        return output.copy_(tile_kernel.attend(query, key, value, None, scale)), mark
     with torch.autocast(query.device.type, enabled=False):
         for group in tile_weights(query, key, value, terms, scale):
             for tile in group.tiles:
-                weights = group.weights(tile)
-                kept = dropout.kept(tile, weights)
-                if kept is not None:
-                    weights *= kept
-                _product(outputs[tile.samples, tile.rows], weights, group.values[:, tile.keys])
+                target = outputs[tile.samples, tile.rows]
+                if in_kernel:
+                    target.copy_(tile_kernel.attend_tile(group, tile, scale))
+                else:
+                    weights = group.weights(tile)
+                    kept = dropout.kept(tile, weights)
+                    if kept is not None:
+                        weights *= kept
+                    _product(target, group.rounded(weights, tile), group.values[:, tile.keys])
                 bad = group.sees_bad(tile)
                 if bad is not None:
                     marks[tile.samples, tile.rows].masked_fill_(bad, float("nan"))
@@ -108,33 +116,35 @@ def _backward(
     d_query, d_key, d_value = (x.new_empty(x.shape) for x in (query, key, value))
     d_queries, d_keys, d_values = (x.flatten(0, 1) for x in (d_query, d_key, d_value))
     d_bias = zeros_of_bias(attn_bias if bias_grad else None)
-    grads, outputs = grad.flatten(0, 1), output.flatten(0, 1)
+    grads = grad.flatten(0, 1)
     with torch.autocast(query.device.type, enabled=False):
         for group in tile_weights(query, key, value, terms, scale):
-            d_scores = torch.empty_like(group.buffer)
-            d_out, out = (x[group.samples].to(group.buffer.dtype) for x in (grads, outputs))
-            # Row sums that the softmax's derivative subtracts: sum_j P_ij dP_ij = dO_i . O_i.
-            delta = (d_out * out).sum(-1, keepdim=True)
+            dtype = group.values.dtype
+            d_scores = torch.empty_like(group.buffers.weights)
+            d_out = grads[group.samples].to(dtype)
             # Sums over many tiles, so not in half precision.
             sum_key, sum_value = (_zeros(x) for x in (group.keys, group.values))
             for tile in group.tiles:
                 samples, rows, keys = tile
-                weights = group.weights(tile)
-                kept = dropout.kept(tile, weights)
+                exact = group.weights(tile)
+                kept = dropout.kept(tile, exact)
+                weights = group.rounded(exact, tile)
                 slope = tile_view(d_scores, tile)
                 torch.bmm(d_out[:, rows], group.values[:, keys].mT, out=slope)
                 if kept is not None:
                     slope *= kept
-                slope -= delta[:, rows]
-                slope *= weights
-                if kept is not None:
-                    weights *= kept
-                _add_product(sum_value[:, keys], weights.mT, d_out[:, rows])
+                # weights * (slope - their sum of each row); in place, each row read twice before.
+                torch.ops.aten._softmax_backward_data.out(
+                    slope, weights, -1, dtype, grad_input=slope
+                )
                 _add_product(sum_key[:, keys], slope.mT, group.queries[:, rows])
                 d_queries[samples, rows] = torch.bmm(slope, group.keys[:, keys]).mul_(scale)
                 if bias_grad:
                     terms.add_bias_grad(d_bias, slope, tile)
-            d_keys[group.samples], d_values[group.samples] = sum_key, sum_value
+                if kept is not None:
+                    weights = group.rounded(exact.mul_(kept), tile)
+                _add_product(sum_value[:, keys], weights.mT, d_out[:, rows])
+            d_keys[group.samples], d_values[group.samples] = sum_key.mul_(scale), sum_value
     if attn_bias is not None and bias_grad:
         d_bias = d_bias.view(attn_bias.shape).to(attn_bias.dtype)
     return d_query, d_key, d_value, d_bias

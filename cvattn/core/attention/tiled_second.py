@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from cvattn.core.attention.precision import score_dtype
 from cvattn.core.attention.reference import reference_attention
 from cvattn.core.attention.tiles import Terms, tiles, zeros_of_bias
 
@@ -25,8 +26,8 @@ def second_backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
     changes = Terms.of(query, key, None, bias_change, False)
     inputs = [x.flatten(0, 1) for x in (grad, query, key, value)]
     given = [x.flatten(0, 1) for x in grads[:3]]
-    # Sums over many tiles, so not in half precision.
-    exact = torch.promote_types(query.dtype, torch.float32)
+    # Products of slopes overflow in float16, and sums over many tiles lose much in bfloat16.
+    exact = score_dtype(query.dtype)
     totals = [torch.zeros_like(x, dtype=exact) for x in inputs]
     total_bias = zeros_of_bias(attn_bias if ctx.bias_grad else None)
     sizes = (inputs[0].shape[0], terms.length, terms.key_length)
@@ -36,7 +37,7 @@ def second_backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         bias = terms.bias(tile)
         with torch.enable_grad():
             leaves: list[Tensor] = [
-                x[i].detach().requires_grad_() for x, i in zip(inputs, at, strict=True)
+                x[i].detach().to(exact).requires_grad_() for x, i in zip(inputs, at, strict=True)
             ]
             if bias is not None:
                 leaves.append(bias.detach().requires_grad_(ctx.bias_grad))
@@ -51,7 +52,7 @@ def second_backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
             first = torch.autograd.grad(
                 output[:, 0], wanted[1:], leaves[0], create_graph=True, materialize_grads=True
             )
-            outer = [x[i] for x, i in zip(given, at[1:], strict=True)]
+            outer = [x[i].to(exact) for x, i in zip(given, at[1:], strict=True)]
             bias_outer = changes.bias(tile)
             if bias_outer is not None:
                 outer.append(bias_outer)

@@ -109,7 +109,7 @@ class Terms:
             part = total[batch, head]
             part = part[tile.rows] if part.shape[0] > 1 else part
             part = part[:, tile.keys] if part.shape[1] > 1 else part
-            part += grad[index].sum_to_size(part.shape)
+            part += grad[index].to(part.dtype).sum_to_size(part.shape)
 
     def _part(self, term: Tensor | None, tile: Tile) -> Tensor | None:
         if term is None:

@@ -86,7 +86,9 @@ def saved_config(
             continue
         if override.is_delete():
             _delete(cfg, key, text)
-        elif key in meta["choices"] or _chooses(cfg, key, value):
+        elif key in meta["choices"] or (
+            isinstance(meta["source_config"].get(key), dict) and isinstance(value, str)
+        ):
             _choose(cfg, key, value, meta["choices"].get(key), path, composed)
         else:
             forced = override.is_add() or override.is_force_add() or key in TOP_LEVEL
@@ -156,11 +158,6 @@ def _delete(cfg: DictConfig, key: str, text: str) -> None:
             "another value"
         )
     OmegaConf.update(cfg, key, None if name else {}, force_add=True, merge=False)
-
-
-def _chooses(cfg: DictConfig, key: str, value: Any) -> bool:
-    node = OmegaConf.select(cfg, key, throw_on_missing=False)
-    return isinstance(node, DictConfig) and isinstance(value, str)
 
 
 def _choose(

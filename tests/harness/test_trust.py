@@ -1,7 +1,6 @@
 """A checkpoint's configuration may be somebody else's: what it writes, reads and imports."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from omegaconf import OmegaConf
 from runs import CONF, TINY
 
 from cvattn import checkpoint
-from cvattn.harness import ConfigError, check_command_line, fit
+from cvattn.harness import ConfigError, check_command_line
 from cvattn.harness.resume import saved_config, saved_state
 from cvattn.harness.settle import settle
 from cvattn.models import SAGANClassifier
@@ -123,7 +122,7 @@ def test_a_place_within_the_run_is_the_runs(offered):
 
 
 @pytest.mark.parametrize("missing", ["epoch", "optimizer_states", "loops", "global_step"])
-def test_a_checkpoint_without_the_state_of_training(run, tmp_path, missing, monkeypatch):
+def test_a_checkpoint_without_the_state_of_training(tmp_path, missing):
     path = tmp_path / "last.ckpt"
     content = dict.fromkeys(("epoch", "global_step", "optimizer_states", "lr_schedulers", "loops"))
     del content[missing]
@@ -140,19 +139,3 @@ def test_a_checkpoint_without_choices(tmp_path):
     checkpoint.save(path, SAGANClassifier(5, widths=(1, 1, 1)), args={}, meta=meta)
     with pytest.raises(ConfigError, match="without the state of a training run"):
         check_command_line([f"ckpt_path={path}"], CONF)
-
-
-def test_weights_alone_cannot_be_trained_on(run, composed, tmp_path):
-    folder = tmp_path / "run"
-    more = ["++callbacks.w._target_=pytorch_lightning.callbacks.ModelCheckpoint"]
-    more += [
-        "++callbacks.w.every_n_train_steps=2",
-        "++callbacks.w.save_weights_only=true",
-        f"++callbacks.w.dirpath={folder}/w",
-    ]
-    run([*TINY, *more])
-    (path,) = (folder / "w").iterdir()
-    target = Path(str(path).replace("=", "_"))
-    path.rename(target)
-    with pytest.raises(ConfigError, match="save_weights_only"):
-        fit(composed([f"ckpt_path={target}", "trainer.max_epochs=2"]))

@@ -7,7 +7,8 @@
 
 The YAML file names each run: its overrides of `python train.py`, and its seeds. A finished run adds
 a row to results/<file>.csv and its epochs to results/<file>_curves.csv. Stop it with Ctrl-C at any
-time: started again, it goes on with the run that was interrupted, from its last whole epoch.
+time: started again, it goes on with the run that was interrupted, where that was. A run that fails
+does not keep the others from theirs; it is named at the end, with exit code 1.
 
 A row stays when the recipe behind its command changes (each has its commit): delete it then.
 """
@@ -16,9 +17,9 @@ import argparse
 import csv
 import fnmatch
 import hashlib
-import json
-import os
+import io
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,9 @@ from rich.console import Console
 from rich.table import Table
 
 from cvattn.harness.csv_log import read_metrics
+from cvattn.harness.files import write_text
 from cvattn.harness.paths import assigned
+from cvattn.harness.summary import read_summary
 
 COLUMNS = (
     *("run", "seed", "command", "data", "test_accuracy", "test_accuracy_views", "views"),
@@ -83,14 +86,19 @@ def main() -> int:
             state = "done" if job.key in done else "to do"
             console.print(f"{state}  {job.run}  {job.command}", markup=False)
         return 0
+    failed: list[str] = []
     for number, job in enumerate([] if args.plot else left, start=1):
         console.print(f"{number} of {len(left)}: {job.run}  {job.command}", markup=False)
         folder = args.folder.absolute() / job.folder
-        if not (folder / "summary.json").exists():
-            code = subprocess.call(_start(job, folder), cwd=machine.ROOT)
-            if code:
-                console.print(f"{job.run} ended with exit code {code}; its folder is {folder}")
-                return code
+        code, stopped = run_to_its_end(_start(job, folder))
+        if stopped:
+            again = shlex.join(["python", *sys.argv])
+            console.print(f"The queue goes on with\n  {again}", markup=False)
+            return 128 + stopped
+        if code:
+            failed.append(f"{job.run} ended with exit code {code}; its folder is {folder}")
+            console.print(failed[-1], markup=False)
+            continue
         append(results, COLUMNS, [row_of(job, folder)])
         append(curves, ("run", "seed", "epoch", *CURVES), _epochs(job, folder))
     console.print(summary(read_rows(results)))
@@ -99,7 +107,31 @@ def main() -> int:
 
         draw(read_rows(curves), results.with_suffix(".png"))
         console.print(f"rows, curves, picture: {results.parent.name}/{results.stem}*")
-    return 0
+    for message in failed:
+        console.print(message, style="bold red", markup=False)
+    return 1 if failed else 0
+
+
+def run_to_its_end(command: Sequence[str]) -> tuple[int, int]:
+    """Run it, and pass Ctrl-C and SIGTERM on to it.
+
+    Returns:
+        Its exit code, and the signal that came for the queue (0: none).
+    """
+    came: list[int] = []
+    # In a process group of its own, or the terminal's Ctrl-C would reach it twice.
+    process = subprocess.Popen(command, cwd=machine.ROOT, process_group=0)
+
+    def forward(number: int, frame: object) -> None:
+        came.append(number)
+        process.send_signal(number)
+
+    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return process.wait(), came[0] if came else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def summary(rows: list[dict[str, str]]) -> Table:
@@ -160,16 +192,16 @@ def read_jobs(path: Path) -> list[Job]:
 
 
 def _start(job: Job, folder: Path) -> list[str]:
-    """The command line, or that which continues the run if it was interrupted."""
-    last = folder / "checkpoints" / "last.ckpt"
-    new = [*job.overrides, f"seed={job.seed}"]
-    arguments = [assigned("ckpt_path", last)] if last.exists() else new
-    return [sys.executable, "train.py", *arguments, assigned("hydra.run.dir", folder)]
+    """The command line, which also continues the run or finds it finished."""
+    arguments = [*job.overrides, f"seed={job.seed}", assigned("hydra.run.dir", folder)]
+    return [sys.executable, "train.py", *arguments, "resume=auto"]
 
 
 def row_of(job: Job, folder: Path) -> dict[str, object]:
     """What is written down of a finished run."""
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_summary(folder / "summary.json")
+    if summary is None:
+        raise SystemExit(f"{folder} has no whole summary.json: delete the folder, or train on")
     facts = machine.facts()
     gammas, unit = summary["gamma"], summary["data"]["unit"]
     further = summary.get("further_tests", {})
@@ -183,7 +215,7 @@ def row_of(job: Job, folder: Path) -> dict[str, object]:
         "views": summary.get("test_views", ""),
         "test_cer": summary["test"].get("cer", ""),
         "further_tests": "; ".join(f"{k}: {v['accuracy']:.4f}" for k, v in further.items()),
-        "val_accuracy": summary["val"]["accuracy"],
+        "val_accuracy": summary["val"].get("accuracy", ""),
         "trained_on_val": summary["data"]["train_on_val"],
         "gamma": " ".join(f"{value:.4f}" for value in gammas.values()),
         "val_accuracy_gamma_0": accuracy_without_gamma(folder) if gammas else "",
@@ -240,13 +272,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 def append(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
     """Add the rows, all or nothing."""
-    beside = path.with_suffix(".csv.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows([*read_rows(path), *rows])
-    os.replace(beside, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows([*read_rows(path), *rows])
+    write_text(path, text.getvalue())
 
 
 def _arguments() -> argparse.Namespace:

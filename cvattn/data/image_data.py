@@ -150,6 +150,7 @@ class ImageDataModule(DataModule):
             augment=self._augmentation() if train else None,
             seed=self.seed,
             epoch=self._epoch,
+            behind=self._behind,
             rank=rank,
             world_size=world_size,
             device=device,

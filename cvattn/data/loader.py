@@ -42,7 +42,9 @@ class Batches:
         batch_size: of all processes together in training; of one process in evaluation.
         train: shuffle and drop the tail (True), or every sample once in order (False).
         seed: of the order and the augmentation.
-        epoch: called at each ``iter()``; says which epoch begins.
+        epoch: called at each ``iter()``; says which epoch it is.
+        behind: called at each ``iter()`` in training; says how many batches of the epoch a run that
+            is continued has behind it.
         rank, world_size: this process and the number of processes.
     """
 
@@ -54,6 +56,7 @@ class Batches:
         train: bool = False,
         seed: int = 0,
         epoch: Callable[[], int] = lambda: 0,
+        behind: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -73,6 +76,7 @@ class Batches:
         self.seed = seed
         self.rank, self.world_size = rank, world_size
         self._epoch = epoch
+        self._behind = behind
 
     def __len__(self) -> int:
         if self.train:
@@ -83,8 +87,16 @@ class Batches:
 
     def __iter__(self) -> Iterator[Any]:
         epoch = self._epoch()
-        for index in self.batch_indices(epoch):
+        behind = self._behind() if self.train else 0
+        for index in self.batch_indices(epoch)[behind:]:
             yield self.batch(index, epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: ``behind`` says where to go on. Tells Lightning that going on is possible."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :meth:`state_dict`."""
 
     def batch_indices(self, epoch: int = 0) -> list[Tensor]:
         """The positions in the set of this process's samples, one int64 tensor for each batch."""
@@ -130,6 +142,7 @@ class BatchLoader(Batches):
         augment: Augmentation | None = None,
         seed: int = 0,
         epoch: Callable[[], int] = lambda: 0,
+        behind: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | None = None,
@@ -140,6 +153,7 @@ class BatchLoader(Batches):
             train=train,
             seed=seed,
             epoch=epoch,
+            behind=behind,
             rank=rank,
             world_size=world_size,
         )

@@ -44,7 +44,16 @@ class DataModule(pl.LightningDataModule):
         return {}
 
     def _epoch(self) -> int:
-        return 0 if self.trainer is None else self.trainer.current_epoch
+        # To fit a few batches is to see the same ones in each epoch, augmentation included.
+        if self.trainer is None or self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            return 0
+        return self.trainer.current_epoch
+
+    def _behind(self) -> int:
+        """Training batches of this epoch that a continued run has behind it."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     def _place(self) -> tuple[int, int]:
         """(rank, number of processes)."""

@@ -149,6 +149,7 @@ class SequenceDataModule(DataModule):
             train=train,
             seed=self.seed,
             epoch=self._epoch,
+            behind=self._behind,
             rank=rank,
             world_size=world_size,
         )

@@ -2,6 +2,7 @@
 
 from cvattn.harness.averaging import AveragedWeights
 from cvattn.harness.callbacks import AttentionMonitor
+from cvattn.harness.checkpoints import BestCheckpoint, LastCheckpoint
 from cvattn.harness.command_line import check_command_line
 from cvattn.harness.csv_log import CSVLog
 from cvattn.harness.errors import ConfigError, TrainingStopped
@@ -14,8 +15,10 @@ from cvattn.harness.sweep_table import SweepTable
 __all__ = [
     "AttentionMonitor",
     "AveragedWeights",
+    "BestCheckpoint",
     "CSVLog",
     "ConfigError",
+    "LastCheckpoint",
     "SweepTable",
     "TrainingStopped",
     "check_command_line",

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,17 +17,21 @@ from cvattn import checkpoint
 from cvattn.cost import count_macs
 from cvattn.data import DataModule, Facts
 from cvattn.harness.decisions import Decision, decide
-from cvattn.harness.errors import ConfigError
+from cvattn.harness.errors import ConfigError, RunIsFinished
+from cvattn.harness.position import Position, position_of
 from cvattn.harness.precision import probe_precision
 from cvattn.harness.provenance import commit
 from cvattn.harness.resume import (
     check_same_data,
+    last_of,
+    new_overrides,
     notes_of_changes,
     now_chosen,
     saved_config,
     saved_state,
 )
 from cvattn.harness.settle import build, settle
+from cvattn.harness.summary import read_summary
 from cvattn.tasks import NetworkTask
 
 # For what a network takes from the images before training: a million patches and more.
@@ -47,7 +52,8 @@ class Run:
         cfg: settled, interpolations alive; ``resolved`` is the same as plain values.
         entry: what every checkpoint carries for ``cvattn.load`` and ``ckpt_path=``.
         macs: multiply-accumulates of the network for one sample of the data's typical size.
-        done: epochs that are behind a continued run.
+        position: of the checkpoint that a continued run goes on from; None of a new run.
+        finished: all of its training is behind it; what is left is to test, draw and report.
         notes: what was decided for the user, for the panel.
         commits: of the code; those that a continued run ran on before come first.
     """
@@ -64,7 +70,8 @@ class Run:
     macs: int
     precision: Decision
     ckpt_path: str | None
-    done: int
+    position: Position | None
+    finished: bool
     notes: list[str]
     overrides: list[str]
     commits: list[str | None]
@@ -86,23 +93,29 @@ def assemble(cfg: DictConfig) -> Run:
             cannot be read.
     """
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    overrides = list(hydra.overrides.task) if hydra else []
+    overrides = new_overrides(hydra.overrides.task, (), {}) if hydra else []
     choices = {k: v for k, v in hydra.runtime.choices.items() if "/" not in k} if hydra else {}
-    ckpt_path, done, steps, commits = cfg.ckpt_path, 0, 0, [commit()]
+    ckpt_path, saved, commits = cfg.ckpt_path, None, [commit()]
+    if cfg.get("resume") == "auto" and ckpt_path is None:
+        ckpt_path = last_of(Path(cfg.run_dir))
+    given = overrides
     if ckpt_path is not None:
         saved = saved_state(ckpt_path)
         before = saved["cvattn"]["meta"]
-        choices, done, steps = before["choices"], saved["epoch"] + 1, saved["global_step"]
+        choices, said = before["choices"], before.get("overrides", [])
         commits = [one for one in before.get("commits", []) if one not in commits] + commits
-        cfg = saved_config(ckpt_path, overrides, cfg)
-        choices = now_chosen(choices, overrides)
+        given = new_overrides(overrides, said, choices)
+        overrides = [*said, *given]
+        cfg = saved_config(ckpt_path, given, cfg)
+        choices = now_chosen(choices, given)
     cfg = cfg.copy()
-    cfg.ckpt_path = None  # the saved configuration starts from nothing
+    for key in ("ckpt_path", "resume"):  # the saved configuration starts from nothing
+        OmegaConf.update(cfg, key, None, force_add=True)
     if cfg.seed is None:
         drawn = decide(f"seed of {cfg.run_dir}", lambda: Decision(str(torch.seed() % 2**31), ""))
         cfg.seed = int(drawn.choice)
-    data, notes = settle(cfg, overrides)
-    _check_unfinished(cfg, epochs=done, steps=steps)
+    data, notes = settle(cfg, given)
+    finished = saved is not None and _is_trained(cfg, saved, given)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     _check_trackers(cfg)
     network = build(cfg.model, "model")
@@ -113,7 +126,7 @@ def assemble(cfg: DictConfig) -> Run:
         raise ConfigError(f"recipe.optimizer: {error}") from error
     info = _load(data)
     if ckpt_path is not None:
-        resized = any(o.startswith("data.") and not o.startswith("data.root") for o in overrides)
+        resized = any(o.startswith("data.") and not o.startswith("data.root") for o in given)
         check_same_data(ckpt_path, info, resized=resized)
     if cfg.task.get("channels_last"):
         network = network.to(memory_format=torch.channels_last)
@@ -132,6 +145,7 @@ def assemble(cfg: DictConfig) -> Run:
         "source_config": OmegaConf.to_container(cfg, resolve=False),
         "choices": dict(choices),
         "commits": commits,
+        "overrides": overrides,
     }
     arguments = {k: v for k, v in resolved["model"].items() if not k.startswith("_")}
     return Run(
@@ -147,7 +161,8 @@ def assemble(cfg: DictConfig) -> Run:
         macs=macs,
         precision=precision,
         ckpt_path=ckpt_path,
-        done=done,
+        position=position_of(saved) if saved else None,
+        finished=finished,
         notes=notes,
         overrides=overrides,
         commits=commits,
@@ -204,12 +219,33 @@ def _precision(cfg: DictConfig, network: nn.Module, info: Facts) -> Decision:
     )
 
 
-def _check_unfinished(cfg: DictConfig, **done: int) -> None:
-    """Refuse to go on with a run that has no epoch or step left."""
-    for unit, count in done.items():
-        limit = cfg.trainer[f"max_{unit}"]  # null or -1: the other one says when to end
-        if limit is not None and 0 < limit <= count:
-            raise ConfigError(
-                f"the run in {cfg.run_dir} is complete after {count} {unit}; to train on, set "
-                f"trainer.max_{unit} to more than {count}"
-            )
+def _is_trained(cfg: DictConfig, saved: dict[str, Any], given: Sequence[str]) -> bool:
+    """Whether the run has no epoch or step left to be trained.
+
+    Raises:
+        RunIsFinished: and all that follows has been done.
+    """
+    position = position_of(saved)
+    done = {"epochs": position.epoch + (position.closed and position.batch > 0)}
+    done["steps"] = saved["global_step"]
+    limits = {unit: cfg.trainer[f"max_{unit}"] for unit in done}  # null or -1: the other one ends
+    reached = [u for u, limit in limits.items() if limit is not None and 0 < limit <= done[u]]
+    # Such as early stopping; whoever sets something about it wants more.
+    told = any(text.lstrip("+~").startswith(("trainer", "callbacks")) for text in given)
+    ended = position.closed and saved.get("run", {}).get("over", False) and not told
+    if not reached and not ended:
+        return False
+    if not position.closed:
+        raise ConfigError(
+            "the checkpoint was saved in the last step of the run, before the validation after "
+            "it; continue from checkpoints/last.ckpt"
+        )
+    unit = reached[0] if reached else "epochs"
+    summary = read_summary(Path(cfg.run_dir) / "summary.json")
+    if summary is not None and all(summary[unit] == count for unit, count in done.items()):
+        raise RunIsFinished(
+            f"the run in {cfg.run_dir} is complete after {done[unit]} {unit}; to train on, set "
+            f"trainer.max_{unit} to more than {done[unit]}",
+            summary,
+        )
+    return True

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from cvattn.harness.assemble import Run
-from cvattn.harness.csv_log import CSVLog
+from cvattn.harness.files import write_text
 
 
 class BeginRun(pl.Callback):
@@ -33,9 +33,7 @@ class BeginRun(pl.Callback):
             vars(callback).update(values)
         if not trainer.is_global_zero:
             return
-        self.run.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(self.run.resolved), self.run.folder / "config.yaml")
+        text = OmegaConf.to_yaml(OmegaConf.create(self.run.resolved))
+        write_text(self.run.folder / "config.yaml", text)
         for logger in trainer.loggers:
-            if isinstance(logger, CSVLog):
-                logger.forget_from(self.run.done)
             logger.log_hyperparams(self.run.resolved)

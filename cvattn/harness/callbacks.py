@@ -1,18 +1,14 @@
-"""What happens beside the training steps: exact resume, clear ends, a look at the attention."""
+"""What happens beside the training steps: random state, clear ends, a look at the attention."""
 
 import hashlib
-import signal
-from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from cvattn.blocks import SelfAttention2d
 from cvattn.harness.errors import TrainingStopped
-from cvattn.harness.paths import continue_command
 from cvattn.maps import attention_entropy, attention_modules, capture_attention
 
 
@@ -94,38 +90,6 @@ class SavedContents(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["cvattn"] = self.entry
-
-
-class SayHowToContinue(pl.Callback):
-    """After Ctrl-C or SIGTERM: where the last checkpoint is and what continues the run.
-
-    Attributes:
-        exit_code: what a shell expects of a program that was stopped so; None if it was not.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-        self.exit_code: int | None = None
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        if not isinstance(exception, (KeyboardInterrupt, SIGTERMException, TrainingStopped)):
-            return
-        if isinstance(exception, KeyboardInterrupt):
-            self.exit_code = 128 + signal.SIGINT
-        elif isinstance(exception, SIGTERMException):
-            self.exit_code = 128 + signal.SIGTERM
-        if trainer.is_global_zero:
-            print(f"\n{how_to_continue(self.run_dir)}", flush=True)
-
-
-def how_to_continue(run_dir: Path) -> str:
-    """The command that continues the run, or why there is none yet."""
-    last = run_dir / "checkpoints" / "last.ckpt"
-    if not last.exists():
-        return "Stopped before the first epoch was over: nothing is saved yet."
-    return f"Stopped. The last whole epoch is kept; continue with\n  {continue_command(last)}"
 
 
 class AttentionMonitor(pl.Callback):

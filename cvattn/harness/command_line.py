@@ -16,7 +16,7 @@ from cvattn.harness.composition import Composer, assignments, parse
 from cvattn.harness.decisions import Decision, by_torchrun, decide, register_resolvers
 from cvattn.harness.errors import ConfigError
 from cvattn.harness.paths import assigned, holds_a_run, short
-from cvattn.harness.resume import resume_arguments, run_folder, saved_choices, saved_keys
+from cvattn.harness.resume import last_of, resume_arguments, run_folder, saved_choices, saved_keys
 from cvattn.harness.trainer_check import check_processes
 
 # Hydra's own flags, which it answers without running anything.
@@ -67,6 +67,10 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
     path = None if given is None else str(given)
     if path is not None and multirun:
         raise ConfigError("ckpt_path= continues one run; it cannot be part of a multirun")
+    auto = "resume" in named and named["resume"].value() == "auto"
+    if auto:
+        path = _found_checkpoint(named, multirun=multirun)
+        overrides += [] if path is None else [parse(assigned("ckpt_path", path))]
     if path is not None:
         _check_same_folder(named, path)
         # The keys that exist are those of the run that is continued, not of the defaults.
@@ -80,7 +84,7 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
         raise ConfigError("under torchrun every process would start the whole multirun")
     if path is None:
         _check_agreed(configurations[0], named)
-    _check_run_folder(overrides, multirun, new=path is None)
+    _check_run_folder(overrides, multirun, new=path is None and not auto)
     if multirun and any(text.startswith("ddp") for text in _strategies(configurations, overrides)):
         # Lightning starts each further process with the same command line: it would sweep again.
         raise ConfigError(
@@ -185,6 +189,25 @@ def _check_agreed(cfg: DictConfig, named: Mapping[str, Override]) -> None:
             f"trainer.num_nodes={cfg.trainer.num_nodes}: each node would choose for itself what is "
             f"left open; give {missing} or start with torchrun"
         )
+
+
+def _found_checkpoint(named: Mapping[str, Override], *, multirun: bool) -> str | None:
+    """The checkpoint of a run with ``resume=auto`` that has begun."""
+    if "ckpt_path" in named:
+        raise ConfigError(
+            "resume=auto finds the checkpoint in the run's folder itself; leave ckpt_path= out, or "
+            "resume="
+        )
+    keys = ("hydra.sweep.dir",) if multirun else ("hydra.run.dir", "run_dir")
+    folders = [str(named[key].value()) for key in keys if key in named]
+    launched = multirun and "launcher" in named  # it starts a job again in the job's own folder
+    if not launched and (not folders or "${" in folders[0]):
+        what, example = ("sweep", "multirun/NAME") if multirun else ("run", "outputs/NAME")
+        raise ConfigError(
+            f"resume=auto needs the {what}'s folder, which is a new one for each start: add "
+            f"{keys[0]}={example}, the same each time"
+        )
+    return None if multirun else last_of(Path(folders[0]))
 
 
 def _check_run_folder(overrides: Sequence[Override], multirun: bool, *, new: bool) -> None:

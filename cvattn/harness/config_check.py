@@ -48,7 +48,7 @@ GIVEN = {
 }
 TOP_LEVEL = {
     *("data", "task", "model", "recipe", "trainer", "callbacks", "logger"),
-    *("seed", "compile", "ckpt_path", "run_dir", "notes"),
+    *("seed", "compile", "ckpt_path", "resume", "run_dir", "notes"),
 }
 
 
@@ -64,8 +64,13 @@ def check_config(cfg: DictConfig) -> None:
             f"{error.full_key}: {str(error.msg).splitlines()[0]}; is the recipe one for this task?"
         ) from error
     assert isinstance(plain, dict)
-    for name, annotation in (("seed", int | None), ("compile", bool), ("ckpt_path", str | None)):
-        if not fits(plain[name], annotation):
+    for name, annotation in (
+        ("seed", int | None),
+        ("compile", bool),
+        ("ckpt_path", str | None),
+        ("resume", typing.Literal["auto"] | None),
+    ):
+        if not fits(plain.get(name), annotation):
             raise ConfigError(f"{name}={plain[name]!r}: expected {_show(annotation)}")
     if isinstance(plain.get("notes"), dict):
         raise ConfigError("notes: expected a remark in words, or a list of them")

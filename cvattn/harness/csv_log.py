@@ -1,6 +1,8 @@
 """``metrics.csv``: one row an epoch, kept and continued when a run is."""
 
 import csv
+import io
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +11,15 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from cvattn.harness.files import CannotWrite, write_text
+
 
 class CSVLog(Logger):
     """Writes the metrics of each epoch as a row, with every metric ever seen as a column.
 
     Lightning's own CSVLogger deletes the file of a run that is continued. Here rows are keyed by
-    epoch: those that a continued run trains again take the place of the old ones.
+    epoch: those that a continued run trains again take the place of the old ones. A file that
+    cannot be written does not end a training: it is said once, and tried again with the next row.
 
     Args:
         path: the file; read if it exists.
@@ -24,6 +29,7 @@ class CSVLog(Logger):
         super().__init__()
         self.path = Path(path)
         self.rows: dict[int, dict[str, Any]] = read_metrics(self.path)
+        self._complained = False
 
     @property
     def name(self) -> str:
@@ -58,13 +64,16 @@ class CSVLog(Logger):
             return
         columns = ["epoch", "step"]
         columns += sorted({key for row in self.rows.values() for key in row} - set(columns))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".csv.partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
-        partial.replace(self.path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
+        try:
+            write_text(self.path, text.getvalue())
+        except CannotWrite as error:
+            if not self._complained:  # the rows are in the checkpoints, and in the next attempt
+                print(f"{error} Training goes on.", file=sys.stderr)
+            self._complained = True
 
     def finalize(self, status: str) -> None:
         self.save()
@@ -75,5 +84,9 @@ def read_metrics(path: Path) -> dict[int, dict[str, Any]]:
     if not path.is_file():
         return {}
     with path.open(newline="") as file:
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    return {int(row["epoch"]): {**row, "epoch": int(row["epoch"])} for row in rows}
+        rows = [{k: _number(k, v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    return {int(row["epoch"]): row for row in rows}
+
+
+def _number(column: str, text: str) -> float:
+    return int(float(text)) if column in ("epoch", "step") else float(text)

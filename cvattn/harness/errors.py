@@ -2,10 +2,23 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class ConfigError(ValueError):
     """The configuration or command line cannot be run; raised before any data is loaded."""
+
+
+class RunIsFinished(ConfigError):
+    """The run that is to be continued has nothing left to do.
+
+    Attributes:
+        summary: of it.
+    """
+
+    def __init__(self, message: str, summary: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.summary = summary
 
 
 class TrainingStopped(RuntimeError):

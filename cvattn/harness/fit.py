@@ -1,8 +1,10 @@
 """One run, from a composed configuration to a summary."""
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
@@ -15,14 +17,20 @@ from cvattn.harness.begin import BeginRun
 from cvattn.harness.callbacks import (
     ReseedEachBatch,
     SavedContents,
-    SayHowToContinue,
     StopWhenNotFinite,
     ValidateAtTheLastStep,
 )
+from cvattn.harness.checkpoints import WholeCheckpoints
 from cvattn.harness.drawing import draw_run
+from cvattn.harness.errors import RunIsFinished
+from cvattn.harness.files import remove_leftovers
 from cvattn.harness.progress import ProgressLines, Throughput
+from cvattn.harness.resume import run_folder
+from cvattn.harness.run_state import RunState
 from cvattn.harness.settle import build
 from cvattn.harness.shell import plain_console, quiet
+from cvattn.harness.stopping import Stopping, stoppable
+from cvattn.harness.summary import write_summary
 
 
 def fit(cfg: DictConfig) -> float:
@@ -36,47 +44,54 @@ def fit(cfg: DictConfig) -> float:
 
     Raises:
         ConfigError: before any data is loaded, or because the data cannot be read.
-        TrainingStopped: the loss became NaN or infinite.
+        TrainingStopped: the loss became NaN or infinite; a file could not be written.
         SystemExit: 130 after Ctrl-C, 143 after SIGTERM.
     """
     quiet()
-    run = assemble(cfg)
+    folder = Path(cfg.run_dir) if cfg.ckpt_path is None else run_folder(cfg.ckpt_path)
+    with stoppable(folder) as stopping:
+        try:
+            return _carry_out(assemble(cfg), stopping)
+        except RunIsFinished as done:
+            if cfg.get("resume") != "auto":
+                raise
+            plain_console().print(f"Nothing to do: {done}", soft_wrap=True)
+            return _number(done.summary["best_val_accuracy"])
+
+
+def _carry_out(run: Run, stopping: Stopping) -> float:
     console = plain_console()
     throughput = Throughput()
-    ending = SayHowToContinue(run.folder)
     trainer = _trainer(
         run,
         [
+            stopping,
+            RunState(finished=run.finished),
             throughput,
             StopWhenNotFinite(),
             ValidateAtTheLastStep(),
             ReseedEachBatch(run.cfg.seed),
             SavedContents(run.entry),
             ProgressLines(console, throughput, run.info.unit),
-            ending,
         ],
     )
     facts = report.facts(run, trainer)  # the code may change on disk while it runs
     if trainer.is_global_zero:
+        remove_leftovers(run.folder)
         report.show_start(console, run, trainer)
     if run.cfg.compile:
         run.network.compile()
-    try:
-        trainer.fit(run.task, datamodule=run.data, ckpt_path=run.ckpt_path, weights_only=True)
-        metrics: dict[str, Any] = dict(trainer.callback_metrics)
-        epochs = trainer.current_epoch
-        # With the last weights: the test set has no say in which ones. With
-        # trainer.limit_test_batches=0 there is nothing to say.
-        tested = next(iter(trainer.test(run.task, datamodule=run.data, verbose=False)), {})
-        further = {
-            name: _part(trainer.test(run.task, dataloaders=loader, verbose=False)[0], "test/")
-            for name, loader in (run.data.further_tests() if tested else {}).items()
-        }
-    except SystemExit:
-        # Lightning leaves with 1 after Ctrl-C and 0 after SIGTERM, and nothing after it runs.
-        if ending.exit_code is None:
-            raise
-        raise SystemExit(ending.exit_code) from None
+    trainer.fit(run.task, datamodule=run.data, ckpt_path=run.ckpt_path, weights_only=True)
+    stopping.check()
+    metrics: dict[str, Any] = dict(trainer.callback_metrics)
+    epochs = trainer.current_epoch
+    # With the last weights: the test set has no say in which ones. With
+    # trainer.limit_test_batches=0 there is nothing to say.
+    tested = next(iter(trainer.test(run.task, datamodule=run.data, verbose=False)), {})
+    further = {
+        name: _part(trainer.test(run.task, dataloaders=loader, verbose=False)[0], "test/")
+        for name, loader in (run.data.further_tests() if tested else {}).items()
+    }
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # else it is open until the process ends, across a sweep
@@ -101,7 +116,7 @@ def fit(cfg: DictConfig) -> float:
             "steps": trainer.global_step,
             **throughput.figures(run.macs_at, run.info.unit),
         }
-        report.write_summary(run.folder / "summary.json", summary)
+        write_summary(run.folder / "summary.json", summary)
         report.show_end(console, summary, run)
     return best
 
@@ -113,11 +128,16 @@ def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
     more = sorted(configured, key=lambda callback: isinstance(callback, AveragedWeights))
     callbacks = [BeginRun(run, configured), *callbacks]
     loggers = [build(n, f"logger.{key}") for key, n in (run.cfg.get("logger") or {}).items()]
+    plugins = [*(run.cfg.trainer.get("plugins") or []), WholeCheckpoints()]
+    if SLURMEnvironment.detect():
+        # Its own requeueing saves within a step, and silently goes on from that file.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     return build(
         run.cfg.trainer,
         "trainer",
         callbacks=[*callbacks, *more],
         logger=loggers,
+        plugins=plugins,
         default_root_dir=str(run.folder),
         enable_progress_bar=False,  # ours is among the callbacks
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in more),
@@ -131,7 +151,12 @@ def _best(trainer: pl.Trainer, metrics: dict[str, Any]) -> float:
         for callback in trainer.checkpoint_callbacks
         if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/accuracy"
     ]
-    return float(next(filter(None, best), metrics.get("val/accuracy", float("nan"))))
+    known = [score for score in (*best, metrics.get("val/accuracy")) if score is not None]
+    return _number(next(iter(known), None))
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
 
 
 def _part(metrics: Any, prefix: str) -> dict[str, float]:

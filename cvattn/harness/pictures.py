@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor, nn
 
+from cvattn.harness.files import whole_file
 from cvattn.maps import attention_heat, attention_modules, overlay
 
 _MOST_BLOCKS = 4
@@ -51,7 +52,8 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.legend(fontsize=7, framealpha=0.7, edgecolor="none")
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=130)
 
 
 def draw_attention(
@@ -103,5 +105,6 @@ def draw_attention(
     for axes in grid.flat:
         axes.set_axis_off()
     figure.suptitle("where the middle (+) looks; brighter = more", fontsize=9)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=130)
     return True

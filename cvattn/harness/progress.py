@@ -63,7 +63,7 @@ class Throughput(pl.Callback):
         self.seconds = state_dict["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._began = time.perf_counter()
+        self._began = self._epoch_began = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._epoch_began = time.perf_counter()
@@ -98,6 +98,7 @@ class ProgressLines(pl.Callback):
         self.unit = unit
         self._bar: Progress | None = None
         self._shown = 0.0
+        self._validated = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not (trainer.is_global_zero and self.console.is_terminal):
@@ -129,14 +130,16 @@ class ProgressLines(pl.Callback):
             return
         self._shown = time.perf_counter()
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        metrics = trainer.callback_metrics
-        accuracy = f"val {metrics['val/accuracy']:.1%}  " if "val/accuracy" in metrics else ""
         self._bar.update(
             self._task,
             description=f"epoch {trainer.current_epoch + 1}/{_epochs(trainer)}",
             completed=trainer.global_step,
-            now=f"loss {float(loss):.3f}  {accuracy}{self._speed()}",
+            now=f"loss {float(loss):.3f}  {self._validated}{self._speed()}",
         )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "val/accuracy" in trainer.callback_metrics:
+            self._validated = f"val {float(trainer.callback_metrics['val/accuracy']):.1%}  "
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cvattn.core.alphabet import BEGIN, END, PAD
 from cvattn.data.info import LineInfo
 from cvattn.data.sequence_data import SequenceDataModule
+from cvattn.harness.files import whole_file
 from cvattn.maps import capture_attention, heat_on_image, overlay
 from cvattn.models.decoding import generate
 from cvattn.tasks import SequenceTask
@@ -46,7 +47,8 @@ def draw_reading(task: SequenceTask, data: SequenceDataModule, path: Path) -> No
     with warnings.catch_warnings():
         # Of a character that the font has not, a box is drawn, which is enough here.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, dpi=130)
+        with whole_file(path) as file:
+            figure.savefig(file, format="png", dpi=130)
 
 
 def watch(

@@ -1,8 +1,6 @@
-"""What a person reads at the start and the end of a run, and ``summary.json``."""
+"""What a person reads at the start and the end of a run, and what a summary says before it."""
 
-import json
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -35,7 +33,9 @@ def show_start(console: Console, run: Run, trainer: pl.Trainer) -> None:
     table.add_column(style="bold")
     for key, text in lines.items():
         table.add_row(key, text)
-    title = f"continuing after epoch {run.done}" if run.done else "training"
+    title = f"continuing {run.position.words}" if run.position else "training"
+    if run.finished:
+        title = "trained; what is left is the test and the report"
     console.print(Panel(table, title=title, title_align="left", expand=False))
 
 
@@ -116,10 +116,6 @@ def facts(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
         "earlier_commits": run.commits[:-1],
         "overrides": run.overrides,
     }
-
-
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    path.write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n")
 
 
 def _percent(value: float | None) -> str:

@@ -41,9 +41,42 @@ def saved_keys(path: str) -> list[str]:
     return _keys(_entry(path)["meta"]["source_config"])
 
 
+def last_of(folder: Path) -> str | None:
+    """The checkpoint that a run in the folder is continued from; None if it has none yet."""
+    last = folder.absolute() / "checkpoints" / "last.ckpt"
+    return str(last) if last.exists() else None
+
+
+def new_overrides(
+    given: Sequence[str], before: Sequence[str], choices: Mapping[str, Any]
+) -> list[str]:
+    """The overrides of a continued run that say something new.
+
+    Args:
+        given: on the command line.
+        before: on those that the run was started and continued with, in that order.
+        choices: of groups, that the run was started with.
+    """
+    said = {_key(text): text for text in before}
+    said = {key: f"{key}={choice}" for key, choice in choices.items()} | said
+    fresh = (text for text in given if _key(text) not in ("ckpt_path", "resume"))
+    return [text for text in fresh if said.get(_key(text)) != text]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
 def run_folder(path: str) -> Path:
-    """The folder of the run that wrote this checkpoint: the parent of ``checkpoints/``."""
+    """The folder of the run that wrote this checkpoint: where its ``config.yaml`` is.
+
+    Without one, the parent of ``checkpoints/``, or the checkpoint's own folder.
+    """
     folder = Path(path).absolute().parent
+    for place in (folder, folder.parent):
+        config = place / "config.yaml"
+        if config.is_file() and "\nrun_dir:" in config.read_text(errors="replace"):
+            return place
     return folder.parent if folder.name == "checkpoints" else folder
 
 

@@ -1,7 +1,7 @@
 """What a multirun found, in one table."""
 
 import csv
-import json
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.table import Table
 
+from cvattn.harness.files import write_text
 from cvattn.harness.paths import short
 from cvattn.harness.shell import plain_console
+from cvattn.harness.summary import read_summary
 
 ERROR = "error.txt"  # beside what a failed job left
 
@@ -36,10 +38,11 @@ def show_table(folder: Path) -> None:
     console = plain_console()
     rows = sweep_rows(folder)
     if rows:
-        with (folder / "sweep.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(folder / "sweep.csv", text.getvalue())
         console.print(_table(rows))
         where = f"{short(folder)}/sweep.csv"
         console.print(f"The table is in {where}, each run beside it.", soft_wrap=True)
@@ -65,7 +68,9 @@ def sweep_rows(folder: Path) -> list[dict[str, str]]:
     """A row for each finished run below ``folder``: what it changed, and its figures."""
     found = []
     for path in folder.glob("*/summary.json"):
-        summary = json.loads(path.read_text())
+        summary = read_summary(path)
+        if summary is None:
+            continue  # cut short: the run is not finished
         changed = dict(text.partition("=")[::2] for text in summary["overrides"])
         found.append((path.parent.name, changed, summary))
     every = [key for _, changed, _ in found for key in changed]
@@ -74,17 +79,23 @@ def sweep_rows(folder: Path) -> list[dict[str, str]]:
         for key in dict.fromkeys(every)
         if len({changed.get(key) for _, changed, _ in found}) > 1
     ]
-    found.sort(key=lambda one: one[2]["best_val_accuracy"], reverse=True)
+    found.sort(key=lambda one: _best(one[2]), reverse=True)
     return [
         {
             "run": name,
             **{key: changed.get(key, "") for key in swept},
-            "validation": f"{summary['best_val_accuracy']:.4f}",
+            "validation": f"{_best(summary):.4f}" if _best(summary) >= 0 else "",
             "minutes": f"{summary['minutes']:.1f}",
             "PFLOP": f"{summary['pflop']:.4f}",
         }
         for name, changed, summary in found
     ]
+
+
+def _best(summary: dict[str, Any]) -> float:
+    """-1 of a run that was not validated."""
+    best = summary["best_val_accuracy"]
+    return -1.0 if best is None else best
 
 
 def _readable(value: str) -> str:

@@ -1,6 +1,7 @@
 """What every task does: optimiser, schedule, and means over an epoch."""
 
 import math
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -51,6 +52,7 @@ class NetworkTask(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.size: tuple[int, ...] = ()
         self._noted: dict[str, tuple[Tensor, int]] = {}
+        self._means_logged = False
 
     @property
     def shown(self) -> dict[str, str]:
@@ -67,21 +69,44 @@ class NetworkTask(pl.LightningModule):
     def note_training(self, name: str, mean: Tensor, count: int) -> None:
         """As :meth:`log_epoch`, of a training step.
 
-        Sums wait for the epoch's last batch: ``log`` takes as long as a small network's layer.
+        Sums wait for the end of the epoch: ``log`` takes as long as a small network's layer. They
+        are part of a checkpoint that is saved before.
         """
         total, before = self._noted.get(name, (torch.zeros_like(mean), 0))
-        self._noted[name] = total + mean.detach() * count, before + count
-        if self.trainer.is_last_batch or self.trainer.global_step + 1 >= self._steps:
-            self._log_noted(name)
+        self._noted[name] = total.to(mean) + mean.detach() * count, before + count
+
+    def log_means(self) -> None:
+        """Log what was noted in this epoch, once; a callback may ask for it before it is over."""
+        if self._means_logged:
+            return
+        self._means_logged = True
+        for name, (total, count) in self._noted.items():
+            self.log_epoch(name, total / max(count, 1), count)
+
+    def on_train_epoch_start(self) -> None:
+        self._noted.clear()
+        self._means_logged = False
 
     def on_train_epoch_end(self) -> None:
-        """What stopped in the middle of an epoch (``trainer.max_time``) has said nothing yet."""
-        for name in list(self._noted):
-            self._log_noted(name)
+        self.log_means()
 
-    def _log_noted(self, name: str) -> None:
-        total, count = self._noted.pop(name)
-        self.log_epoch(name, total / count, count)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # For each process its sum and its count; only the first one's checkpoint is written.
+        noted = {
+            name: torch.tensor([[float(total), count]], dtype=torch.float64)
+            for name, (total, count) in self._noted.items()
+        }
+        if self.trainer.world_size > 1:
+            gathered = {k: self.all_gather(v.to(self.device)) for k, v in noted.items()}
+            noted = {k: cast(Tensor, v).flatten(0, 1) for k, v in gathered.items()}
+        checkpoint["noted"] = {name: table.cpu() for name, table in noted.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        rank, processes = self.trainer.global_rank, self.trainer.world_size
+        for name, table in checkpoint.get("noted", {}).items():
+            if len(table) != processes:
+                table = table.sum(0, keepdim=True) * torch.eye(processes, 1, dtype=table.dtype)
+            self._noted[name] = table[rank, 0].float(), int(table[rank, 1])
 
     def on_train_start(self) -> None:
         """What this task was given counts, also where a checkpoint had other values.

@@ -1,0 +1,111 @@
+"""Writing checkpoints: whole, the best so far, and the last, also by time."""
+
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins import TorchCheckpointIO
+
+from cvattn.harness.files import whole_file
+
+# With several processes the first one's clock decides, which the others have to be told.
+_ASK_EVERY = 10
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it.
+
+    Lightning's own goes through the temporary folder; from another file system the file is then
+    copied onto the good one, which a kill or a full disk leaves cut short.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """As in Lightning.
+
+        Raises:
+            CannotWrite: the file that was there before is as it was.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options={storage_options!r}: checkpoints are local files")
+        content = io.BytesIO()  # torch.save hides which error a full disk gave
+        torch.save(checkpoint, content)
+        with whole_file(Path(path)) as file:
+            file.write(content.getbuffer())
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """A ``ModelCheckpoint`` for epochs of which not each one is validated."""
+
+    def _should_skip_saving_checkpoint(self, trainer: pl.Trainer) -> bool:
+        unknown = self.monitor is not None and self.monitor not in trainer.callback_metrics
+        return unknown or super()._should_skip_saving_checkpoint(trainer)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]  # Lightning saves it and forgets it
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Saves at the end of each epoch, within epochs by time, and on SIGTERM; one file.
+
+    Within an epoch it saves between two steps of the optimiser.
+
+    Args:
+        dirpath: the folder.
+        filename: without suffix.
+        every_minutes: at most so much of training is lost when it is killed within an epoch; None:
+            up to an epoch.
+    """
+
+    def __init__(
+        self, dirpath: str, filename: str = "last", every_minutes: float | None = 10.0
+    ) -> None:
+        if every_minutes is not None and not every_minutes >= 0:
+            raise ValueError(f"every_minutes={every_minutes} must be positive, or null")
+        super().__init__(
+            dirpath=dirpath,
+            filename=filename,
+            save_top_k=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.every_minutes = every_minutes
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        # The end of an epoch comes with a checkpoint of its own.
+        ends = trainer.is_last_batch or trainer.should_stop
+        if ends or trainer.fit_loop._should_accumulate() or not self._is_due(trainer, batch_idx):
+            return
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._saved_at = time.monotonic()
+
+    def _is_due(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        late = (
+            self.every_minutes is not None
+            and time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        )
+        if trainer.world_size == 1:
+            return late or trainer.received_sigterm
+        return batch_idx % _ASK_EVERY == 0 and bool(trainer.strategy.broadcast(late))

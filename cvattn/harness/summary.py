@@ -1,0 +1,30 @@
+"""``summary.json``: what came out of a run. A run is done when it is there and whole."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from cvattn.harness.files import write_text
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write it whole; numbers that JSON does not have (NaN, infinity) become null."""
+    write_text(path, json.dumps(_plain(summary), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The summary; None if there is none or it is cut short: the run was not finished."""
+    try:
+        summary = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(child) for child in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

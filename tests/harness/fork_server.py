@@ -59,7 +59,7 @@ def prepare(at: str, moment: Moment) -> None:
         "test": (ClassificationTask, "test_step"),
         "curves": (cvattn.harness.drawing, "draw_curves"),
         "attention": (cvattn.harness.drawing, "draw_attention"),
-        "summary": (cvattn.harness.fit, "write_summary"),
+        "summary": (sys.modules["cvattn.harness.fit"], "write_summary"),
         "end": (cvattn.harness.report, "show_end"),
     }
     if at in steps:

@@ -1,6 +1,5 @@
 """Attention into any CNN: inserted after a layer, in place, and out again."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -8,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from cvattn.blocks.absence import Absence
 from cvattn.blocks.dry_run import Call
 from cvattn.blocks.placement import check_unchanged, find_places
 from cvattn.blocks.self_attention2d import SelfAttention2d
@@ -35,6 +35,9 @@ def insert_attention(
     A few passes of ``example`` through the model in eval mode find the channels, and that the block
     runs once in each pass, on the layer's output, and changes nothing yet. If the example cannot
     pass the model whole, this is known only up to where it fails: give one that can.
+
+    In a model on the meta device a block begins anew when a state from before the insertion is
+    loaded, with ``to_empty`` before or ``assign=True``.
 
     Insert after tools that replace layers (SyncBatchNorm, adapters, fusion, quantisation), and
     before DistributedDataParallel, FSDP, ``torch.compile`` and TorchScript. A model one of whose
@@ -85,8 +88,8 @@ def insert_attention(
         for layer in layers.values():
             _take_out(layer)
         raise
-    for name in layers:
-        blocks[name].register_load_state_dict_pre_hook(_keep_if_absent)
+    for name, place in places.of.items():
+        blocks[name].register_load_state_dict_pre_hook(Absence(without_values=place.map.is_meta))
     Upkeep.watch(model, {name: place.by_hook for name, place in places.of.items()})
     return model
 
@@ -129,22 +132,6 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     for name, parameter in model.named_parameters():
         (new if CHILD in name.split(".") else old).append(parameter)
     return new, old
-
-
-def _keep_if_absent(
-    block: nn.Module, state_dict: dict[str, Any], prefix: str, *others: object
-) -> None:
-    """Loading a state dict from before the insertion: the block's values are not missing there."""
-    if any(key.startswith(prefix) for key in state_dict):
-        return
-    gamma = getattr(block, "gamma", None)
-    if isinstance(gamma, Tensor) and not gamma.is_meta and bool((gamma != 0).any()):
-        warnings.warn(
-            f"the state has nothing for {prefix.removesuffix('.')!r}: it keeps its trained values "
-            f"(gamma {gamma.flatten()[0].item():.3g})",
-            stacklevel=2,
-        )
-    state_dict.update({prefix + name: value for name, value in block.state_dict().items()})
 
 
 def _find(model: nn.Module, after: str | Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cvattn.core.attention import attention, attention_weights
 from cvattn.core.attention.inputs import check_rows_wanted, check_terms
 from cvattn.core.cache import KeyValues
+from cvattn.core.initial_values import reset_with
 from cvattn.core.masks import causal_mask, combine_masks
 
 
@@ -34,8 +35,6 @@ class MultiHeadAttention(nn.Module):
         ValueError: ``embed_dim`` not divisible by ``num_heads``; dropout out of [0, 1).
     """
 
-    no_weight_decay = frozenset({"bias_k", "bias_v"})
-
     def __init__(
         self,
         embed_dim: int,
@@ -53,22 +52,29 @@ class MultiHeadAttention(nn.Module):
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout={dropout} is not a probability in [0, 1)")
         self.embed_dim = embed_dim
+        self.kdim = embed_dim if kdim is None else kdim
+        self.vdim = embed_dim if vdim is None else vdim
         self.num_heads = num_heads
         self.dropout = dropout
         self.add_zero_attn = add_zero_attn
         self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
-        self.k_proj = nn.Linear(embed_dim if kdim is None else kdim, embed_dim, bias=bias)
-        self.v_proj = nn.Linear(embed_dim if vdim is None else vdim, embed_dim, bias=bias)
+        self.k_proj = nn.Linear(self.kdim, embed_dim, bias=bias)
+        self.v_proj = nn.Linear(self.vdim, embed_dim, bias=bias)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
         self.bias_k = nn.Parameter(torch.empty(1, 1, embed_dim)) if add_bias_kv else None
         self.bias_v = nn.Parameter(torch.empty(1, 1, embed_dim)) if add_bias_kv else None
-        self._reset_parameters()
-
-    def _reset_parameters(self) -> None:
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+            reset_with(layer, _fill_projection)
+        self.reset_parameters()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not to be decayed (also what timm's optimisers ask for)."""
+        return set() if self.bias_k is None else {"bias_k", "bias_v"}
+
+    def reset_parameters(self) -> None:
+        """Draw all projections anew."""
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            layer.reset_parameters()
         for extra in (self.bias_k, self.bias_v):
             if extra is not None:
                 nn.init.xavier_normal_(extra)
@@ -127,15 +133,14 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, dict]:
         key = query if key is None else key
         value = key if value is None else value
-        for name, given, layer in (
-            ("query", query, self.q_proj),
-            ("key", key, self.k_proj),
-            ("value", value, self.v_proj),
+        for name, given, width in (
+            ("query", query, self.embed_dim),
+            ("key", key, self.kdim),
+            ("value", value, self.vdim),
         ):
-            if given.ndim != 3 or given.shape[-1] != layer.in_features:
+            if given.ndim != 3 or given.shape[-1] != width:
                 raise ValueError(
-                    f"{name} has shape {tuple(given.shape)}; expected (batch, tokens, "
-                    f"{layer.in_features})"
+                    f"{name} has shape {tuple(given.shape)}; expected (batch, tokens, {width})"
                 )
         if cache is None:
             k, v = self.k_proj(key), self.v_proj(value)
@@ -167,6 +172,12 @@ class MultiHeadAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, num_heads={self.num_heads}, dropout={self.dropout}"
+
+
+def _fill_projection(layer: nn.Linear) -> None:
+    nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _append_columns(

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cvattn.core.initial_values import ComputedTable
+
 
 def sinusoidal_1d(
     length: int, dim: int, *, start: int = 0, device: torch.device | None = None
@@ -50,7 +52,7 @@ def sincos_2d(height: int, width: int, dim: int, *, device: torch.device | None 
     return torch.cat([rows, columns], dim=-1).flatten(0, 1).to(torch.get_default_dtype())
 
 
-class SinusoidalPositions(nn.Module):
+class SinusoidalPositions(ComputedTable):
     """Adds :func:`sinusoidal_1d` to (B, N, D). Nothing is learned or stored in the state.
 
     Args:
@@ -62,7 +64,11 @@ class SinusoidalPositions(nn.Module):
 
     def __init__(self, embed_dim: int, *, max_length: int = 512) -> None:
         super().__init__()
-        self.register_buffer("table", sinusoidal_1d(max_length, embed_dim), persistent=False)
+        self._table_size = (max_length, embed_dim)
+        self._register_table()
+
+    def _compute_table(self) -> Tensor:
+        return sinusoidal_1d(*self._table_size)
 
     def forward(self, x: Tensor, *, lengths: Tensor | None = None, start: int = 0) -> Tensor:
         """x (B, N, D) -> (B, N, D).
@@ -78,7 +84,7 @@ class SinusoidalPositions(nn.Module):
             positions = self.table[start : start + size]
         else:
             positions = sinusoidal_1d(size, dim, start=start, device=x.device)
-        positions = positions.to(x.dtype)
+        positions = positions.to(x)
         if lengths is not None:
             real = torch.arange(size, device=x.device) < lengths[:, None]
             positions = positions * real[..., None]
@@ -106,16 +112,24 @@ class LearnedGridPositions(nn.Module):
     """
 
     grid: Tensor
-    no_weight_decay = frozenset({"table"})
 
     def __init__(self, embed_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
         height, width = grid
         self.table = nn.Parameter(torch.empty(height * width, embed_dim))
-        nn.init.trunc_normal_(self.table, std=0.02)
-        self.register_buffer("grid", torch.tensor([height, width]))
+        self.register_buffer("grid", torch.empty(2, dtype=torch.int64))
         # Kept as plain numbers too: a forward pass must not read a device tensor.
         self._size = (height, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the table anew."""
+        nn.init.trunc_normal_(self.table, std=0.02)
+        self.grid.copy_(torch.tensor(self._size))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not to be decayed (also what timm's optimisers ask for)."""
+        return {"table"}
 
     def forward(self, x: Tensor, *, grid: tuple[int, int]) -> Tensor:
         """x (B, H*W, D), whose tokens lie on ``grid`` -> (B, H*W, D).

@@ -23,8 +23,6 @@ class RelativeGridBias(nn.Module):
         ``bias(grid)`` -> (num_heads, H*W, H*W), rows are queries.
     """
 
-    no_weight_decay = frozenset({"table"})
-
     def __init__(self, num_heads: int, grid: tuple[int, int]) -> None:
         super().__init__()
         height, width = grid
@@ -42,6 +40,10 @@ class RelativeGridBias(nn.Module):
                 far = (row - math.sin(angle) / math.sqrt(2)) ** 2
                 far = far + (column - math.cos(angle) / math.sqrt(2)) ** 2
                 table.copy_((-far / 2).clamp(min=-6.0))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not to be decayed (also what timm's optimisers ask for)."""
+        return {"table"}
 
     def forward(self, grid: tuple[int, int]) -> Tensor:
         """For tokens that lie on ``grid`` row by row."""

@@ -12,7 +12,12 @@ class LayerScale(nn.Module):
 
     def __init__(self, embed_dim: int, init: float) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((embed_dim,), float(init)))
+        self.init = float(init)
+        self.gamma = nn.Parameter(torch.empty(embed_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gamma, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         # In the branch's type: under autocast, one in float32 would lift the residual sum to it.

@@ -48,7 +48,11 @@ class ConvolutionControl(nn.Module):
         hidden = max(1, round(attention / (2 * 9 * channels)))
         self.first = nn.Conv2d(channels, hidden, 3, padding=1)
         self.second = nn.Conv2d(hidden, channels, 3, padding=1)
-        self.gamma = nn.Parameter(torch.zeros(1))
+        self.gamma = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gamma)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.gamma * self.second(F.gelu(self.first(x)))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cvattn.core import Encoder
 from cvattn.core.feed_forward import Activation
+from cvattn.core.initial_values import ComputedTable
 from cvattn.core.positions import sincos_2d
 from cvattn.models.image_input import check_images
 from cvattn.models.token_decoder import TokenDecoder
@@ -16,7 +17,7 @@ from cvattn.models.token_decoder import TokenDecoder
 _TABLE_WIDTH = 64  # columns of positions that are kept ready; wider lines are computed
 
 
-class Reader(TokenDecoder):
+class Reader(ComputedTable, TokenDecoder):
     """Convolutions to a grid of tokens, 2-D positions, encoder, decoder, logits.
 
     The design of TrOCR (Li et al., 2021), image in and text out of one Transformer, with a
@@ -46,6 +47,7 @@ class Reader(TokenDecoder):
     """
 
     position_table: Tensor
+    _table_name = "position_table"
 
     def __init__(
         self,
@@ -87,9 +89,7 @@ class Reader(TokenDecoder):
             )
         self.height, self.in_channels = height, in_channels
         self.rows, self.column_width = height // high, wide
-        table = sincos_2d(self.rows, _TABLE_WIDTH, embed_dim)
-        table = table.view(self.rows, _TABLE_WIDTH, embed_dim)
-        self.register_buffer("position_table", table, persistent=False)
+        self._register_table()
         self.encoder = Encoder(
             embed_dim,
             num_heads,
@@ -116,7 +116,7 @@ class Reader(TokenDecoder):
             x = layer(x, widths)
             widths = (widths + stride - 1) // stride
         rows, columns = x.shape[2], x.shape[3]
-        x = x.permute(0, 2, 3, 1) + self._positions(columns).to(x.dtype)
+        x = x.permute(0, 2, 3, 1) + self._positions(columns).to(x)
         real = _within(widths, columns)[:, None].expand(-1, rows, -1).flatten(1)
         mask = real[:, None, None]
         return self.encoder(self.dropout(x.flatten(1, 2)), attn_mask=mask), mask
@@ -124,6 +124,10 @@ class Reader(TokenDecoder):
     def forward(self, images: Tensor, widths: Tensor, target_ids: Tensor) -> Tensor:
         memory, memory_mask = self.encode(images, widths)
         return self.decode(target_ids, memory, memory_mask)
+
+    def _compute_table(self) -> Tensor:
+        table = sincos_2d(self.rows, _TABLE_WIDTH, self.embed_dim)
+        return table.view(self.rows, _TABLE_WIDTH, self.embed_dim)
 
     def _positions(self, columns: int) -> Tensor:
         """(rows, columns, D)."""

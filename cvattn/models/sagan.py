@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from cvattn.core.initial_values import reset_with
 from cvattn.models.controls import BLOCKS, ConvolutionControl
 from cvattn.models.image_input import check_images
 from cvattn.models.whitening import PatchWhitening
@@ -136,8 +137,18 @@ def _stage(in_channels: int, out_channels: int) -> nn.Sequential:
 
 def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-    nn.init.dirac_(conv.weight[: conv.in_channels])  # the first filters copy their channel
+    _fill_identity(conv)
+    reset_with(conv, _fill_convolution)
     return conv
+
+
+def _fill_convolution(conv: nn.Conv2d) -> None:
+    nn.Conv2d.reset_parameters(conv)
+    _fill_identity(conv)
+
+
+def _fill_identity(conv: nn.Conv2d) -> None:
+    nn.init.dirac_(conv.weight[: conv.in_channels])  # the first filters copy their channel
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

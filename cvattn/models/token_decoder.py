@@ -1,11 +1,14 @@
 """What networks share that answer with tokens: embedding, positions, decoder, logits."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from cvattn.core import Decoder, DecoderCache
 from cvattn.core.feed_forward import Activation
+from cvattn.core.initial_values import reset_with
 from cvattn.core.masks import padding_mask
 from cvattn.core.positions import SinusoidalPositions
 
@@ -51,8 +54,17 @@ class TokenDecoder(nn.Module):
             norm_first=norm_first,
         )
         self.head = nn.Linear(embed_dim, target_vocab)
+        self.tied = tied
         if tied:
-            self.head.weight = self.target_embedding.weight
+            reset_with(self.head, _fill_bias)  # the weights are for the embedding to fill
+            self.register_load_state_dict_post_hook(_tie)  # assign=True unties
+            _tie(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        if self.tied:  # from the meta device each would come as a parameter of its own
+            _tie(self)
+        return self
 
     def decode(
         self,
@@ -84,7 +96,22 @@ class TokenDecoder(nn.Module):
 def token_embedding(vocab: int, embed_dim: int, pad_id: int) -> nn.Embedding:
     """Vectors of length 1 or so; padding is 0 and stays 0."""
     embedding = nn.Embedding(vocab, embed_dim, padding_idx=pad_id)
-    # Multiplied by sqrt(embed_dim) in use: tokens then weigh as much as positions.
-    nn.init.normal_(embedding.weight, std=embed_dim**-0.5)
-    nn.init.zeros_(embedding.weight[pad_id])
+    reset_with(embedding, _fill_embedding)
+    embedding.reset_parameters()
     return embedding
+
+
+def _fill_embedding(embedding: nn.Embedding) -> None:
+    # Multiplied by sqrt(embed_dim) in use: tokens then weigh as much as positions.
+    nn.init.normal_(embedding.weight, std=embedding.embedding_dim**-0.5)
+    nn.init.zeros_(embedding.weight[embedding.padding_idx])
+
+
+def _fill_bias(layer: nn.Linear) -> None:
+    bound = layer.in_features**-0.5
+    nn.init.uniform_(layer.bias, -bound, bound)
+
+
+def _tie(network: TokenDecoder, *_: object) -> None:
+    if network.head.weight is not network.target_embedding.weight:
+        network.head.weight = network.target_embedding.weight

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from cvattn.core import Encoder, RelativeGridBias
 from cvattn.core.feed_forward import Activation
+from cvattn.core.initial_values import ComputedTable
 from cvattn.core.positions import LearnedGridPositions, resample_grid, sincos_2d
 from cvattn.models.image_input import check_image_size, check_images
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(ComputedTable):
     """Patches to tokens, positions, encoder, pooled to logits.
 
     Dosovitskiy et al., "An Image is Worth 16x16 Words" (2021). Same arithmetic as timm's
@@ -46,6 +47,7 @@ class VisionTransformer(nn.Module):
     """
 
     fixed: Tensor
+    _table_name = "fixed"
 
     def __init__(
         self,
@@ -87,14 +89,14 @@ class VisionTransformer(nn.Module):
             if stem == "patch"
             else _conv_stem(in_channels, embed_dim, patch_size)
         )
-        self.class_token = nn.Parameter(torch.zeros(embed_dim)) if pool == "cls" else None
-        if self.class_token is not None:
-            nn.init.trunc_normal_(self.class_token, std=0.02)
+        self.class_token = nn.Parameter(torch.empty(embed_dim)) if pool == "cls" else None
+        self._reset_class_token()
         self.positions = (
             LearnedGridPositions(embed_dim, self.grid) if positions == "learned" else None
         )
         if self.positions is None:
-            self.register_buffer("fixed", sincos_2d(*self.grid, embed_dim), persistent=False)
+            self._fixed_size = (*self.grid, embed_dim)
+            self._register_table()
         self.relative_bias = RelativeGridBias(num_heads, self.grid) if relative_bias else None
         self.dropout = nn.Dropout(dropout)
         self.encoder = Encoder(
@@ -110,6 +112,25 @@ class VisionTransformer(nn.Module):
         )
         self.head = nn.Linear(embed_dim, num_classes)
 
+    def _compute_table(self) -> Tensor:
+        built, dim = self._fixed_size[:2], self._fixed_size[2]
+        return resample_grid(sincos_2d(*built, dim), built, self.grid)
+
+    def _reset_class_token(self) -> None:
+        if self.class_token is not None:
+            nn.init.trunc_normal_(self.class_token, std=0.02)
+
+    def reset_parameters(self) -> None:
+        """Draw the class token anew, and compute fixed positions."""
+        self._reset_class_token()
+        super().reset_parameters()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not to be decayed, as timm's optimisers ask for them."""
+        parts = {"positions": self.positions, "relative_bias": self.relative_bias}
+        exempt = {f"{name}.table" for name, part in parts.items() if part is not None}
+        return exempt if self.class_token is None else exempt | {"class_token"}
+
     @property
     def num_prefix_tokens(self) -> int:
         """Tokens before those of the grid."""
@@ -123,13 +144,13 @@ class VisionTransformer(nn.Module):
         height, width = image_size
         _check_divisible((height, width), self.patch_size)
         grid = (height // self.patch_size, width // self.patch_size)
+        self.image_size, self.grid = (height, width), grid
         if self.positions is not None:
             self.positions.resample(grid)
         else:
-            self.fixed = resample_grid(self.fixed, self.grid, grid)
+            self.fixed = self._computed().to(self.fixed)
         if self.relative_bias is not None:
             self.relative_bias.resample(grid)
-        self.image_size, self.grid = (height, width), grid
 
     def tokens(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) -> what the encoder reads, (B, prefix + H/p * W/p, D)."""
@@ -144,7 +165,7 @@ class VisionTransformer(nn.Module):
         if self.positions is not None:
             x = self.positions(x, grid=grid)
         else:
-            x = x + resample_grid(self.fixed, self.grid, grid).to(x.dtype)
+            x = x + resample_grid(self.fixed, self.grid, grid).to(x)
         if self.class_token is not None:
             token = self.class_token.to(x.dtype).expand(x.shape[0], 1, -1)
             x = torch.cat([token, x], dim=1)

@@ -22,6 +22,9 @@ class PatchWhitening(nn.Conv2d):
     def __init__(self, in_channels: int) -> None:
         super().__init__(in_channels, 8 * in_channels, kernel_size=2)
         self.weight.requires_grad_(False)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 

@@ -193,7 +193,7 @@ def test_copies_and_files():
         torch.load(file, weights_only=False),
     ):
         assert torch.equal(again(batch), want)
-        with pytest.warns(UserWarning, match="keeps its trained values"):
+        with pytest.warns(UserWarning, match="keeps the values"):
             again.load_state_dict(HandWritten().state_dict())
         assert not torch.equal(again(batch), want)
         assert "inserted_attention" not in "".join(remove_attention(again).state_dict())

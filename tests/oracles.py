@@ -23,9 +23,12 @@ from cvattn.testing import slow_attention as loop_attention
 from cvattn.testing.subject import copy_of
 
 __all__ = [
+    "FEW",
+    "ROUNDING",
     "assert_accurate",
     "assert_hides",
     "assert_near",
+    "call",
     "fill",
     "in_float64",
     "loop_attention",
@@ -67,7 +70,8 @@ def assert_accurate(
     the difference is its own error, the float64 result what ``actual`` is measured against.
     Where there are few numbers, their error may be 0 by accident: then the formula's error is the
     largest of several runs, each on neighbours of what was given (every number moved by up to one
-    eps) and against the float64 result of those.
+    eps) and against the float64 result of those. What is given in float64 is held to its rounding,
+    as by :func:`assert_near`.
 
     After attention-gym, which holds fused kernels to twice the error of the plain formula.
 
@@ -88,7 +92,7 @@ def assert_accurate(
         arguments = (given, terms)
         own, exact = run(arguments), run(in_float64(arguments))
         errors = _errors(own, exact)
-        fewest = min(tensor.numel() for group in exact for tensor in group.values())
+        fewest = min(sum(tensor.numel() for tensor in group.values()) for group in exact)
         generator = torch.Generator().manual_seed(0)
         for _ in range(min(8, -(-ENOUGH // max(fewest, 1))) - 1):
             moved = _neighbour(arguments, generator)
@@ -104,11 +108,11 @@ def assert_accurate(
             label = f"{what} {name}".strip()
             assert got[name].shape == want[name].shape, f"{label}: {got[name].shape}"
             assert torch.isfinite(got[name]).all(), f"{label}: not finite"
-            few = FEW * torch.finfo(lower[name].dtype).eps * size
-            error = _apart(got[name], want[name])
-            assert error <= 2 * limit + few, (
-                f"{label}: off by {error:.3g}; the formula itself in {lower[name].dtype} by "
-                f"{limit:.3g}, {FEW} eps of the largest value are {few:.3g}"
+            dtype, error = lower[name].dtype, _apart(got[name], want[name])
+            few = ROUNDING if dtype == torch.float64 else FEW * torch.finfo(dtype).eps
+            assert error <= 2 * limit + few * size, (
+                f"{label}: off by {error:.3g}; the formula itself in {dtype} by {limit:.3g}, the "
+                f"least that is allowed is {few * size:.3g}"
             )
 
 
@@ -120,6 +124,11 @@ def outcome(module: Callable[..., Tensor], *inputs: Tensor, **terms: Any) -> tup
     found = torch.autograd.grad(scalar(output), [*inputs, *named.values()])
     slopes, own = found[: len(inputs)], dict(zip(named, found[len(inputs) :], strict=True))
     return (output.detach(), *slopes, own) if own else (output.detach(), *slopes)
+
+
+def call(module: Callable[..., Any], *inputs: Any, **terms: Any) -> Any:
+    """``module(*inputs, **terms)``: the formula that is a module or a function itself."""
+    return module(*inputs, **terms)
 
 
 def in_float64(value: Any) -> Any:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from oracles import assert_hides, assert_near
+from oracles import assert_accurate, assert_hides
 from torch import nn
 
 from cvattn.core import attention, attention_weights
@@ -138,8 +138,7 @@ def test_compiled_without_a_graph_break(widths, bound, monkeypatch):
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for batch in (2, 3):
         inputs = example(batch, *widths)
-        for got, want in zip(compiled(*inputs), module(*inputs), strict=True):
-            assert_near(got, want, 1e-6)
+        assert_accurate(compiled(*inputs), module, *inputs)
 
 
 @pytest.mark.slow
@@ -149,8 +148,7 @@ def test_compiled_by_inductor(widths):
     module = Attend()
     compiled = torch.compile(module, fullgraph=True)
     inputs = example(2, *widths)
-    for got, want in zip(compiled(*inputs), module(*inputs), strict=True):
-        assert_near(got, want, 1e-5)
+    assert_accurate(compiled(*inputs), module, *inputs)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -165,5 +163,4 @@ def test_trap_17_exported_with_a_dynamic_batch(widths, strict):
     ).module()
     for size in (1, 2, 5):
         inputs = example(size, *widths)
-        for got, want in zip(program(*inputs), module(*inputs), strict=True):
-            assert_near(got, want, 1e-6)
+        assert_accurate(program(*inputs), module, *inputs)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from oracles import assert_hides, assert_near, loop_attention
+from oracles import assert_accurate, assert_hides, assert_near, loop_attention
 from torch import nn
 
 from cvattn.core import MultiHeadAttention, attention, masks
@@ -44,7 +44,7 @@ def test_causal_mask(length, size):
         assert torch.equal(masks.causal_mask(length), mask)
     query, key = torch.randn(2, 1, length, 3), torch.randn(2, 1, size, 3)
     flagged = attention(query, key, key, is_causal=True)
-    torch.testing.assert_close(attention(query, key, key, attn_mask=mask), flagged)
+    assert_accurate(flagged, attention, query, key, key, attn_mask=mask)
 
 
 @pytest.mark.parametrize("window", [3, (1, 5), (5, 1), (3, 7)])
@@ -149,8 +149,8 @@ def test_from_torch_masks_against_the_module(kind):
     allowed, bias = masks.from_torch_masks(attn_mask, padding, num_heads=HEADS)
     ours = from_torch(theirs)
     output, ours_weights = ours(query, key, attn_mask=allowed, attn_bias=bias, need_weights=True)
-    assert_near(output, expected, 1e-10)
-    assert_near(ours_weights, weights, 1e-10)
+    assert_near(output, expected)
+    assert_near(ours_weights, weights)
     plain = ours(query, key)
     assert (plain - expected).abs().max() > 1e-3, "the mask did nothing"
 
@@ -167,10 +167,10 @@ def test_trap_09_masks_of_samples_stay_apart():
     query = torch.randn(BATCH, HEADS, LENGTH, 3, dtype=torch.float64)
     key = torch.randn(BATCH, HEADS, SIZE, 3, dtype=torch.float64)
     output = attention(query, key, key, attn_mask=per_sample[:, None])
-    assert_near(output, loop_attention(query, key, key, attn_mask=allowed)[0], 1e-10)
+    assert_near(output, loop_attention(query, key, key, attn_mask=allowed)[0])
     for b in range(BATCH):
         alone = attention(*(x[b : b + 1] for x in (query, key, key)), attn_mask=per_sample[b])
-        assert_near(alone, output[b : b + 1], 1e-10)
+        assert_near(alone, output[b : b + 1])
     with pytest.raises(ValueError, match="3-D mask is ambiguous"):
         attention(query, key, key, attn_mask=three_d)
 

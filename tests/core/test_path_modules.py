@@ -2,11 +2,12 @@
 
 import itertools
 
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import assert_near, loop_attention, scalar
+from oracles import ROUNDING, assert_accurate, assert_near, loop_attention, scalar
 
 from cvattn.blocks import SelfAttention2d
 from cvattn.core import MultiHeadAttention, attention
@@ -47,7 +48,7 @@ def assert_all_near(found, expected, what):
     largest = max(want.abs().max().item() for want in expected)
     for got, want in zip(found, expected, strict=True):
         assert got.shape == want.shape
-        assert (got - want).abs().max() <= 1e-10 * largest, what
+        assert (got - want).abs().max() <= ROUNDING * largest, what
 
 
 def test_maps_give_one_result_in_all_layouts_modes_and_routes(on_route):
@@ -74,7 +75,7 @@ def test_maps_give_one_result_in_all_layouts_modes_and_routes(on_route):
         on_route("direct")
         expected = outcome(block, x)
         weights = block(x, need_weights=True)[1]
-        assert_near(weights.sum(-1), torch.ones(weights.shape[:3], dtype=torch.float64), 1e-10)
+        assert_near(weights.sum(-1), torch.ones(weights.shape[:3], dtype=torch.float64))
         layouts = {
             "nchw": x,
             "channels last": x.to(memory_format=torch.channels_last),
@@ -84,7 +85,7 @@ def test_maps_give_one_result_in_all_layouts_modes_and_routes(on_route):
             on_route(route)
             block.train(draw(st.booleans()))
             assert_all_near(outcome(block, given_x), expected, f"{route}, {layout}")
-            assert_near(block(given_x, need_weights=True)[1], weights, 1e-12)
+            assert_near(block(given_x, need_weights=True)[1], weights)
 
     run()
 
@@ -111,8 +112,8 @@ def test_tokens_give_one_result_with_weights_and_without(on_route):
             on_route(route)
             output, weights = module(x, **terms, need_weights=True)
             assert torch.equal(output, module(x, **terms))
-            assert_near(output, wanted, 1e-10, route)
-            assert_near(weights, expected, 1e-10, route)
+            assert_near(output, wanted, route)
+            assert_near(weights, expected, route)
 
     run()
 
@@ -162,7 +163,7 @@ def test_compiled_with_open_sizes(bound, widths, said, route, monkeypatch):
     compiled = torch.compile(compiled_call, backend="aot_eager", fullgraph=True, dynamic=True)
     for batch, length, size in ((2, 5, 17), (3, 17, 17), (4, 31, 16), (2, 19, 19), (5, 16, 23)):
         shapes = [(length, widths[0]), (size, widths[0]), (size, widths[1])]
-        inputs = [torch.randn(batch, 3, *s, requires_grad=True) for s in shapes]
+        inputs = [torch.randn(batch, 3, *s) for s in shapes]
         mask = bias = None
         if said != "causal":
             mask, bias = (
@@ -170,11 +171,12 @@ def test_compiled_with_open_sizes(bound, widths, said, route, monkeypatch):
                 torch.randn(3, length, size)[None],
             )
             mask[0, :, 1] = False
-        results = []
-        for call in (compiled, compiled_call):
-            with record_routes() as routes:
-                output = call(*inputs, mask, bias)
-            results.append([output, *torch.autograd.grad(scalar(output), inputs)])
+        with record_routes() as routes:
+            compiled_call(*inputs, mask, bias)
         assert [chosen.name for _, chosen in routes] == [route]
-        for got, want in zip(*results, strict=True):
-            assert_near(got, want, 1e-5)
+        found = slopes(compiled, *inputs, mask, bias)
+        assert_accurate(found, slopes, compiled_call, *inputs, mask, bias)
+
+
+def slopes(function, query, key, value, mask, bias):
+    return oracles.outcome(lambda *given: function(*given, mask, bias), query, key, value)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import FEW, ROUNDING
 from torch import Tensor
 
 from cvattn.core import attention, masks
 from cvattn.core.attention import Route, attend, reference_attention, tiles
 
 ROUTES = ("fused", "padded", "tiled", "direct")
-TOLERANCE = {torch.float64: 1e-10, torch.bfloat16: 5e-2}
 ENCODINGS = ("none", "dense", "keys", "rows", "lengths", "tokens", "0/1", "additive", "torch")
 LAYOUTS = ("contiguous", "heads after tokens", "features first", "strided")
 
@@ -150,13 +150,12 @@ def check(call, on_route, dtype):
     # Each way back subtracts such products from each other: they bound what is lost.
     products = slope_of(expected[0]) @ exact[2].mT
     largest = max(x.abs().max().item() for x in (*exact, *expected, products))
-    if dtype == torch.float32:
-        eps = torch.finfo(dtype).eps
+    if dtype == torch.float64:
+        limits = [ROUNDING * largest] * 4
+    else:
         terms = call.terms | ({} if call.bias is None else {"attn_bias": call.bias.to(dtype)})
         own = apart(both(lambda leaves: reference_attention(*leaves, **terms), tensors), expected)
-        limits = [max(2 * each, 8 * eps * largest) for each in own]
-    else:
-        limits = [TOLERANCE[dtype] * largest] * 4
+        limits = [2 * each + FEW * torch.finfo(dtype).eps * largest for each in own]
     for route in ROUTES:
         found = both(lambda leaves, r=route: on_route(r, leaves, call.terms), tensors)
         assert all(x.dtype == dtype for x in found)

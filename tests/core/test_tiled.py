@@ -40,10 +40,10 @@ def test_equals_the_loop_forward_and_gradients():
         bias = terms["attn_bias"]
         leaves = inputs if bias is None else [*inputs, bias]
         actual, expected = attention(*inputs, **terms), loop_attention(*inputs, **terms)[0]
-        assert_near(actual, expected, 1e-10)
+        assert_near(actual, expected)
         found = torch.autograd.grad(scalar(actual), leaves)
         for got, want in zip(found, torch.autograd.grad(scalar(expected), leaves), strict=True):
-            assert_near(got, want, 1e-10, "gradient")
+            assert_near(got, want, "gradient")
 
 
 def test_second_derivative_equals_the_loop():
@@ -59,7 +59,7 @@ def test_second_derivative_equals_the_loop():
         leaves = inputs if bias is None else [*inputs, bias]
         wanted = second(loop_attention(*inputs, **terms)[0], leaves)
         for got, want in zip(second(attention(*inputs, **terms), leaves), wanted, strict=True):
-            assert_near(got, want, 1e-9)
+            assert_near(got, want)
 
 
 def test_dropout_is_the_same_in_both_passes():
@@ -78,6 +78,6 @@ def test_dropout_differs_between_rows_and_samples():
     value = torch.eye(64, dtype=torch.float64).expand(BATCH, HEADS, -1, -1)
     weights = attention(query, key, value, dropout_p=0.4).flatten(0, 2)
     kept = weights > 0
-    assert_near(weights, kept.double() / (0.6 * 64), 1e-12)
+    assert_near(weights, kept.double() / (0.6 * 64))
     assert abs(kept.double().mean() - 0.6) < 0.05
     assert len(kept.unique(dim=0)) == BATCH * HEADS * LENGTH

@@ -61,7 +61,9 @@ def attention_heat(
 
 def heat_on_image(weights: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Weights on a grid (..., h, w) -> (..., H, W) over the image, interpolated between middles."""
-    flat = weights.float().reshape(1, -1, *weights.shape[-2:])
+    flat = weights.to(torch.promote_types(weights.dtype, torch.float32)).reshape(
+        1, -1, *weights.shape[-2:]
+    )
     over = F.interpolate(flat, size=image_size, mode="bilinear", align_corners=False)
     return over.reshape(*weights.shape[:-2], *image_size)
 

@@ -83,7 +83,8 @@ class Subject:
 
     @property
     def tolerance(self) -> float:
-        return 1e-8 if self.dtype == torch.float64 else 1e-4
+        """Half the digits of the dtype: more than rounding takes, less than a fault leaves."""
+        return torch.finfo(self.dtype).eps ** 0.5
 
     @property
     def tokens(self) -> int:

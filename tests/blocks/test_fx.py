@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from oracles import assert_accurate, call
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -26,7 +27,7 @@ def test_the_block_is_traced_with_its_convolutions_as_modules(form):
     assert calls >= {"0.query", "0.key", "0.value"} | ({"0.proj"} if model[0].proj else set())
     for size in ((3, 5), (7, 2)):  # nothing of the shape is in the graph
         x = torch.randn(2, 12, *size)
-        torch.testing.assert_close(traced(x), model(x))
+        assert_accurate(traced(x), call, model, x)
     with pytest.raises(ValueError, match=r"\(batch, 12, height, width\)"):
         traced(torch.randn(2, 11, 3, 5))
 
@@ -38,7 +39,7 @@ def test_the_classifier_is_traced(attention):
         if name.endswith("gamma"):
             parameter.data.fill_(0.7)
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(torch.fx.symbolic_trace(model)(images), model(images))
+    assert_accurate(torch.fx.symbolic_trace(model)(images), call, model, images)
 
 
 def outputs_of(model: nn.Module, names: list[str], images: torch.Tensor) -> list[torch.Tensor]:

@@ -109,6 +109,7 @@ def assert_grads_near(got: dict[str, Tensor], want: dict[str, Tensor], tolerance
         assert (got[name].double() - grad).abs().max() <= tolerance * size, name
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "bound", [plan.SCORES_BOUND, 0], ids=["small-map route", "large-map route"]
 )
@@ -123,10 +124,10 @@ def test_equals_a_loop_over_positions(options, size, bound, monkeypatch):
     seen = torch.randn_like(x)
     want, weights = loop(block, x)
     got = block(x)
-    assert_near(got, want, 1e-10)
+    assert_near(got, want)
     output, own_weights = block(x, need_weights=True)
     assert torch.equal(output, got)
-    assert_near(own_weights, weights, 1e-10)
+    assert_near(own_weights, weights)
     want_grads = gradients(block, x, want, seen)
     assert_grads_near(gradients(block, x, got, seen), want_grads, 1e-10)
     if weights.shape[-1] > 1:
@@ -137,7 +138,7 @@ def test_equals_a_loop_over_positions(options, size, bound, monkeypatch):
     single.load_state_dict({k: v.float() for k, v in block.state_dict().items()})
     x32 = x.detach().float().requires_grad_()
     got32 = single(x32)
-    assert_near(got32, want, 1e-4)
+    assert_near(got32, want)
     assert_grads_near(gradients(single, x32, got32, seen.float()), want_grads, 1e-4)
 
 
@@ -150,7 +151,7 @@ def test_trap_12_few_channels_odd_maps_and_unequal_sides(in_channels):
         block.eval()
         for height, width in ((5, 9), (7, 7)):
             x = torch.randn(1, in_channels, height, width, dtype=torch.float64)
-            assert_near(block(x), loop(block, x)[0], 1e-10)
+            assert_near(block(x), loop(block, x)[0])
 
 
 def test_trap_7_scores_are_not_scaled():
@@ -162,7 +163,7 @@ def test_trap_7_scores_are_not_scaled():
         mixed = F.scaled_dot_product_attention(q, k, v, **scale)
         return x + block.gamma * mixed.mT.unflatten(2, (3, 5))
 
-    assert_near(block(x), by_torch(scale=1.0), 1e-10)
+    assert_near(block(x), by_torch(scale=1.0))
     assert (block(x) - by_torch()).abs().max() > 0.1
 
 
@@ -193,10 +194,10 @@ def test_biggan_equals_the_released_form(size):
         "value": (12, 24, 1, 1),
         "proj": (24, 12, 1, 1),
     }
-    assert_near(block(x), released_form(x, weights, block.gamma, ceil_mode=True), 1e-10)
+    assert_near(block(x), released_form(x, weights, block.gamma, ceil_mode=True))
     even = size[0] % 2 == size[1] % 2 == 0
     if even:
-        assert_near(block(x), released_form(x, weights, block.gamma, ceil_mode=False), 1e-10)
+        assert_near(block(x), released_form(x, weights, block.gamma, ceil_mode=False))
     assert block.key_grid(*size) == (math.ceil(size[0] / 2), math.ceil(size[1] / 2))
     assert block(x, need_weights=True)[1].shape[-1] == math.prod(block.key_grid(*size))
 
@@ -232,7 +233,7 @@ def test_positions_have_no_order():
     order = torch.randperm(15)
     shuffled = x.flatten(2)[..., order].unflatten(2, (3, 5))  # another grid as well
     want = block(x).flatten(2)[..., order].unflatten(2, (3, 5))
-    assert_near(block(shuffled), want, 1e-10)
+    assert_near(block(shuffled), want)
 
 
 def test_chosen_rows_are_rows_of_all():
@@ -242,7 +243,7 @@ def test_chosen_rows_are_rows_of_all():
     assert everything.shape == (2, 1, 15, 6)
     rows = [11, 0, 2]
     chosen = block(x, need_weights=True, rows=rows)[1]
-    assert_near(chosen, everything[:, :, rows], 1e-12)
+    assert_near(chosen, everything[:, :, rows])
 
 
 @pytest.mark.parametrize("size", [(2, 3), (5, 3)])
@@ -266,7 +267,7 @@ def test_trap_5_gradient_penalty_on_large_maps(monkeypatch):
         got = penalty_grads()
     assert [route.name for _, route in routes] == ["tiled"]
     for ours, theirs in zip(got, want, strict=True):
-        assert_near(ours, theirs, 1e-10)
+        assert_near(ours, theirs)
 
 
 REFUSED = {

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from oracles import assert_near
+from oracles import assert_accurate, call
 from small_networks import DIGITS, SAGAN, write
 
 import cvattn
@@ -39,7 +39,7 @@ def test_a_vit_as_torchs_program(vit_7x13, tmp_path, capsys):
     assert_plain(program)
     for batch in (1, 7):
         images = images_of(batch, 7, 13, channels=1)
-        assert_near(program.module()(images), network(images), 1e-5)
+        assert_accurate(program.module()(images), call, network, images)
     assert [each.name for each in tmp_path.iterdir()] == ["vit.pt2"]
 
 
@@ -87,7 +87,7 @@ def test_cnns_as_onnx_of_any_size(cnn):
     for size in ((7, 41, 35), (1, 32, 32), (3, 24, 59)):
         images = images_of(*size)
         (got,) = session.run(None, {"images": images.numpy()})
-        assert_near(torch.from_numpy(got), network(images), 1e-4)
+        assert_accurate(torch.from_numpy(got), call, network, images)
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_cnns_as_torchs_program_of_any_size(cnn):
     assert_plain(program)
     for size in ((7, 41, 35), (1, 32, 32), (3, 24, 59)):
         images = images_of(*size)
-        assert_near(program.module()(images), network(images), 1e-4)
+        assert_accurate(program.module()(images), call, network, images)
 
 
 @pytest.mark.slow
@@ -110,7 +110,7 @@ def test_a_vit_as_onnx(vit_7x13, tmp_path):
     assert session.get_inputs()[0].shape == ["batch", 1, 7, 13]
     images = images_of(3, 7, 13, channels=1)
     (got,) = session.run(None, {"images": images.numpy()})
-    assert_near(torch.from_numpy(got), network(images), 1e-5)
+    assert_accurate(torch.from_numpy(got), call, network, images)
 
 
 def test_a_file_that_gives_other_logits_is_not_kept(vit_7x13, tmp_path, capsys, monkeypatch):

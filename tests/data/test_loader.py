@@ -4,6 +4,7 @@ import types
 
 import pytest
 import torch
+from oracles import assert_accurate
 
 from cvattn.data.augment import CropFlip
 from cvattn.data.loader import BatchLoader, check_world_size
@@ -31,11 +32,9 @@ def make(arrays, **changes):
 
 def test_pixels_are_normalised(arrays):
     (images, labels), (got, got_labels) = arrays, next(iter(make(arrays, batch_size=N)))
-    want = (images / 255.0 - torch.tensor((0.5, 0.4, 0.3)).view(3, 1, 1)) / torch.tensor(
-        (0.2, 0.3, 0.1)
-    ).view(3, 1, 1)
+    mean, std = (torch.tensor(c).view(3, 1, 1) for c in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.1)))
     assert got.dtype == torch.float32
-    torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-5)
+    assert_accurate(got, lambda x, mean, std: (x / 255 - mean) / std, images.float(), mean, std)
     assert torch.equal(got_labels, labels)
 
 

@@ -80,6 +80,7 @@ def by_hand(
     return torch.stack(maps, dim=1)
 
 
+@pytest.mark.usefixtures("float64")
 def test_weights_on_feature_maps_with_their_grids():
     model, batch = sagan().eval(), images()
     with capture_attention(model) as maps:
@@ -90,7 +91,7 @@ def test_weights_on_feature_maps_with_their_grids():
     for name, block in attention_modules(model).items():
         (x,) = inputs_of(model, name, batch)
         q, k = (layer(x).flatten(2).mT for layer in (block.query, block.key))
-        assert_near(maps[name], by_hand(q, k, 1, 1.0), 1e-5)
+        assert_near(maps[name], by_hand(q, k, 1, 1.0))
         assert not maps[name].requires_grad
 
 
@@ -103,6 +104,7 @@ def test_pooled_keys_have_a_grid_of_their_own():
     assert maps["attention.stage1"].shape == (2, 1, 66, 18)
 
 
+@pytest.mark.usefixtures("float64")
 def test_weights_of_a_vision_transformer():
     model, batch = vit().eval(), images(6, 10)
     with capture_attention(model) as maps:
@@ -112,13 +114,14 @@ def test_weights_of_a_vision_transformer():
         (x,) = inputs_of(model, name, batch)
         want = by_hand(block.q_proj(x), block.k_proj(x), 3, 0.5)
         assert want.shape == (2, 3, 16, 16)
-        assert_near(maps[name], want, 1e-5)
+        assert_near(maps[name], want)
         assert maps.layout[name] == Layout((3, 5), (3, 5), num_prefix_tokens=1)
         pictures = maps.on_grid(name)
         assert pictures.shape == (2, 3, 16, 3, 5)
         assert torch.equal(pictures[:, :, 7, 2, 1], maps[name][:, :, 7, 1 + 2 * 5 + 1])
 
 
+@pytest.mark.usefixtures("float64")
 def test_pooled_keys_are_laid_back_on_the_map():
     """An odd map: the pools at its edges hold fewer positions, and rows still sum to 1."""
     model = sagan("biggan").eval()
@@ -130,8 +133,8 @@ def test_pooled_keys_are_laid_back_on_the_map():
         for x in range(6):
             members = (2 if y < 10 else 1) * 2
             key = weights[..., (y // 2) * 3 + x // 2]
-            assert_near(pictures[..., y, x], key / members, 1e-6)
-    assert_near(pictures.sum((-2, -1)), torch.ones(2, 1, 2), 1e-6)
+            assert_near(pictures[..., y, x], key / members)
+    assert_near(pictures.sum((-2, -1)), torch.ones(2, 1, 2))
 
 
 def test_what_lies_on_no_grid_says_so():
@@ -154,6 +157,7 @@ def test_images_of_another_size_in_training_have_no_grid_that_is_known():
     assert not maps.layout
 
 
+@pytest.mark.usefixtures("float64")
 def test_cross_attention_is_captured_with_its_masks():
     model = transformer().eval()
     with capture_attention(model) as maps:
@@ -168,7 +172,7 @@ def test_cross_attention_is_captured_with_its_masks():
     block = model.get_submodule(name)
     x, memory = inputs_of(model, name, SOURCE, TARGET)
     allowed = (SOURCE != 0)[:, None].float()
-    assert_near(cross, by_hand(block.q_proj(x), block.k_proj(memory), 3, 0.5, allowed), 1e-5)
+    assert_near(cross, by_hand(block.q_proj(x), block.k_proj(memory), 3, 0.5, allowed))
 
 
 @any_model
@@ -207,6 +211,7 @@ def test_spectral_norm_in_training_shows_the_weights_of_the_pass():
     assert torch.equal(maps[""], block(x, need_weights=True)[1])
 
 
+@pytest.mark.usefixtures("float64")
 def test_only_chosen_rows_and_layers():
     model, batch = sagan().eval(), images()
     with capture_attention(model) as everything:
@@ -215,12 +220,14 @@ def test_only_chosen_rows_and_layers():
         model(batch)
     assert list(maps) == ["attention.stage2"]
     assert maps["attention.stage2"].shape == (2, 1, 3, 15)
-    assert_near(maps["attention.stage2"], everything["attention.stage2"][:, :, [14, 0, 5]], 1e-6)
+    assert_near(maps["attention.stage2"], everything["attention.stage2"][:, :, [14, 0, 5]])
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("own", [None, [3, 1]])
-@pytest.mark.parametrize("block", [SelfAttention2d(16), MultiHeadAttention(12, 3)])
-def test_a_caller_that_wants_weights_gets_its_own(block, own):
+@pytest.mark.parametrize("make", [lambda: SelfAttention2d(16), lambda: MultiHeadAttention(12, 3)])
+def test_a_caller_that_wants_weights_gets_its_own(make, own):
+    block = make()
     x = torch.randn(2, 16, 3, 2) if isinstance(block, SelfAttention2d) else torch.randn(2, 6, 12)
     output, weights = block(x, need_weights=True, rows=own)
     seen = []
@@ -232,8 +239,8 @@ def test_a_caller_that_wants_weights_gets_its_own(block, own):
     assert torch.equal(again, output)
     assert torch.equal(plain, output)
     assert torch.equal(seen[1], output)
-    assert_near(same, weights, 1e-6)
-    assert_near(maps[""], block(x, need_weights=True)[1][:, :, [5, 1]], 1e-6)
+    assert_near(same, weights)
+    assert_near(maps[""], block(x, need_weights=True)[1][:, :, [5, 1]])
 
 
 def test_rows_of_weights_that_nobody_wants():
@@ -243,6 +250,7 @@ def test_rows_of_weights_that_nobody_wants():
         MultiHeadAttention(4, 2)(torch.randn(1, 3, 4), rows=[0])
 
 
+@pytest.mark.usefixtures("float64")
 def test_a_compiled_model_is_seen_too():
     torch._dynamo.reset()
     model, batch = sagan().eval(), images()
@@ -253,7 +261,7 @@ def test_a_compiled_model_is_seen_too():
     with capture_attention(model) as maps:
         model(batch)
     assert list(maps) == list(want)
-    assert_near(maps["attention.stage2"], want["attention.stage2"], 1e-6)
+    assert_near(maps["attention.stage2"], want["attention.stage2"])
 
 
 def test_a_second_pass_replaces_the_first():

@@ -49,6 +49,7 @@ def test_a_planted_patch_lights_up_where_it_is(kv_pool, place):
     assert heat[0].max() < 0.5 * peak.max()
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_point_that_looks_is_the_one_that_was_named():
     model = Downsampled().eval()
     with torch.no_grad():
@@ -59,10 +60,12 @@ def test_the_point_that_looks_is_the_one_that_was_named():
     (heat,) = attention_heat(model, images, at=(13.5, 30)).values()
     row = (13 // 4) * 11 + 30 // 4
     want = heat_on_image(maps["block"][:, :, row].unflatten(-1, (7, 11)), (28, 44))
-    assert_near(heat, want, 1e-6)
-    assert_near(heat[:, :, 2::4, 2::4] + heat[:, :, 1::4, 1::4], 2 * want[:, :, 1::4, 2::4], 2e-1)
+    assert_near(heat, want)
+    across, along = heat[:, :, 2::4, 2::4] + heat[:, :, 1::4, 1::4], 2 * want[:, :, 1::4, 2::4]
+    assert (across - along).abs().max() <= 0.2 * along.max()  # smooth: about the same, not equal
 
 
+@pytest.mark.usefixtures("float64")
 def test_class_token_and_points_of_a_vision_transformer():
     model = VisionTransformer(
         5,
@@ -81,13 +84,12 @@ def test_class_token_and_points_of_a_vision_transformer():
     assert list(first) == list(last) == list(maps)
     for name in maps:
         assert_near(
-            first[name], heat_on_image(maps[name][:, :, 0, 1:].unflatten(-1, (3, 5)), (6, 10)), 1e-6
+            first[name], heat_on_image(maps[name][:, :, 0, 1:].unflatten(-1, (3, 5)), (6, 10))
         )
         row = 1 + 2 * 5 + 2
         assert_near(
             last[name],
             heat_on_image(maps[name][:, :, row, 1:].unflatten(-1, (3, 5)), (6, 10)),
-            1e-6,
         )
     (one,) = attention_heat(model, images, layers=["encoder.layers.1.self_attn"]).values()
     assert torch.equal(one, first["encoder.layers.1.self_attn"])

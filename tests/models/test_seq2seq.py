@@ -41,6 +41,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return tokens(SOURCE_LENGTHS, 7, SOURCE_VOCAB), tokens(TARGET_LENGTHS, 5, TARGET_VOCAB)
 
 
+@pytest.mark.usefixtures("float64")
 @either_norm
 def test_equals_torch_stacks_put_together_by_hand(norm_first):
     model = make(norm_first=norm_first, num_encoder_layers=3, num_decoder_layers=2)
@@ -67,9 +68,9 @@ def test_equals_torch_stacks_put_together_by_hand(norm_first):
     want = out @ model.head.weight.T + model.head.bias
     real = ~target_padding
     # The table of positions was made in float32, and so limits the comparison.
-    assert_near(model(source, target)[real], want[real], 1e-6)
+    assert_near(model(source, target)[real], want[real])
     model.positions.table = sinusoidal_1d(512, 12).double()
-    assert_near(model(source, target)[real], want[real], 1e-10)
+    assert_near(model(source, target)[real], want[real])
 
 
 @either_norm
@@ -95,7 +96,7 @@ def test_more_padding_changes_nothing(norm_first):
     longer_target = torch.cat([target, torch.full((3, 2), PAD)], dim=1)
     got = model(longer_source, longer_target)[:, :5]
     real = target != PAD
-    assert_near(got[real], want[real], 1e-12)
+    assert_near(got[real], want[real])
 
 
 def test_what_lies_under_padding_changes_nothing():
@@ -108,11 +109,11 @@ def test_what_lies_under_padding_changes_nothing():
         # Not a constant: layer norm would take that away.
         model.source_embedding.weight[PAD] = 7 * torch.randn(12)
         model.target_embedding.weight[PAD] = 5 * torch.randn(12)
-    assert_near(model(source, target)[real], want, 1e-12)
+    assert_near(model(source, target)[real], want)
     memory, mask = model.encode(source)
     noise = torch.where((source == PAD)[..., None], torch.randn_like(memory), memory)
     assert not torch.equal(noise, memory)
-    assert_near(model.decode(target, noise, mask)[real], want, 1e-12)
+    assert_near(model.decode(target, noise, mask)[real], want)
 
 
 def test_padding_in_front_of_the_target_is_hidden_by_its_mask():
@@ -125,7 +126,7 @@ def test_padding_in_front_of_the_target_is_hidden_by_its_mask():
     want = model(source, target)[real]
     with torch.no_grad():
         model.target_embedding.weight[PAD] = 5 * torch.randn(12)
-    assert_near(model(source, target)[real], want, 1e-12)
+    assert_near(model(source, target)[real], want)
 
 
 def test_each_sample_is_alone():
@@ -134,7 +135,7 @@ def test_each_sample_is_alone():
     together = model(source, target)
     for i, (s, t) in enumerate(zip(SOURCE_LENGTHS, TARGET_LENGTHS, strict=True)):
         alone = model(source[i : i + 1, :s], target[i : i + 1, :t])
-        assert_near(together[i : i + 1, :t], alone, 1e-12)
+        assert_near(together[i : i + 1, :t], alone)
 
 
 def test_source_and_its_order_matter():
@@ -208,4 +209,4 @@ def test_weights_of_torchs_own_transformer_come_in(norm_first, training):
         **padding,
     )
     real = target != PAD
-    assert_near(model(source, target)[real], model.head(out)[real], 1e-10)
+    assert_near(model(source, target)[real], model.head(out)[real])

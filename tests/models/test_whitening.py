@@ -1,5 +1,7 @@
+import pytest
 import torch
 import torch.nn.functional as F
+from oracles import assert_near
 
 from cvattn.models.whitening import PatchWhitening
 
@@ -16,15 +18,14 @@ def photographs(count: int = 230, channels: int = 3) -> torch.Tensor:
     )
 
 
+@pytest.mark.usefixtures("float64")
 def test_patches_come_out_white():
     images = photographs()
     layer = PatchWhitening(3)
     layer.fit(images, eps=0.0)
     out = layer(images).detach().movedim(1, -1).reshape(-1, 24).double()
     half = out[:, :12]
-    torch.testing.assert_close(
-        half.T @ half / len(half), torch.eye(12, dtype=torch.float64), atol=1e-3, rtol=0
-    )
+    assert_near(half.T @ half / len(half), torch.eye(12))
     assert torch.equal(out[:, 12:], -half)
 
 

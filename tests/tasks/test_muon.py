@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from oracles import assert_near
 from torch import nn
 
 from cvattn.tasks import Muon, parameter_groups
@@ -30,24 +31,27 @@ def test_orthogonalised_turns_singular_values_to_about_one(shape):
 def test_orthogonalised_keeps_zeros_and_forgets_the_scale():
     matrix = torch.randn(5, 7)
     assert torch.equal(orthogonalised(torch.zeros(5, 7), 5), torch.zeros(5, 7))
-    torch.testing.assert_close(orthogonalised(matrix * 1e3, 5), orthogonalised(matrix, 5))
+    # A power of two: the digits stay what they are, whatever the processor.
+    assert torch.equal(orthogonalised(matrix * 2**10, 5), orthogonalised(matrix, 5))
 
 
+@pytest.mark.usefixtures("float64")
 def test_a_filter_moves_along_its_orthogonalised_nesterov_momentum():
     torch.manual_seed(2)
     weight = nn.Parameter(torch.randn(5, 3, 2, 3))
     want = weight.detach().clone()
-    optimizer = Muon([weight], lr=0.3, momentum=0.7, weight_decay=0.1, newton_schulz_steps=4)
-    momentum = torch.zeros_like(want)
+    optimizer = Muon([weight], lr=0.3, momentum=0.5, weight_decay=0.1, newton_schulz_steps=4)
+    momentum = torch.zeros_like(want)  # halved without rounding: what is orthogonalised is exact
     for _ in range(3):
         weight.grad = torch.randn_like(want)
-        momentum = 0.7 * momentum + weight.grad
-        ahead = (weight.grad + 0.7 * momentum).reshape(5, 18)
+        momentum = 0.5 * momentum + weight.grad
+        ahead = (weight.grad + 0.5 * momentum).reshape(5, 18)
         want = want * (1 - 0.3 * 0.1) - 0.3 * orthogonalised(ahead, 4).reshape(want.shape)
         optimizer.step()
-    torch.testing.assert_close(weight.detach(), want)
+    assert_near(weight.detach(), want)
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_rest_is_adamw():
     torch.manual_seed(3)
     mine = nn.ParameterList([nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(5))])
@@ -75,7 +79,7 @@ def test_the_rest_is_adamw():
         ours.step()
         reference.step()
     for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b)
+        assert_near(a, b)
 
 
 def test_groups_of_a_network_get_their_rates_and_a_schedule_scales_them():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracles import assert_near
+from oracles import assert_accurate, assert_near, call
 from torch import nn
 
 from cvattn.core import MultiHeadAttention
@@ -57,30 +57,30 @@ def test_same_logits_and_gradients(options, fused):
     images = torch.randn(5, options.get("in_chans", 3), 12, 20, dtype=torch.float64)
     images.requires_grad_()
     expected, actual = theirs(images), ours(images)
-    assert_near(actual, expected, 1e-10)
+    assert_near(actual, expected)
     pattern = torch.linspace(-1, 2, expected.numel(), dtype=torch.float64).view_as(expected)
     (want,) = torch.autograd.grad((expected * pattern).sum(), images, retain_graph=True)
     (got,) = torch.autograd.grad((actual * pattern).sum(), images, retain_graph=True)
-    assert_near(got, want, 1e-10, "gradient of the images")
+    assert_near(got, want, "gradient of the images")
     (expected * pattern).sum().backward()
     (actual * pattern).sum().backward()
     for index, (layer, block) in enumerate(zip(ours.encoder.layers, theirs.blocks, strict=True)):
         packed = [getattr(layer.self_attn, f"{n}_proj").weight.grad for n in "qkv"]
-        assert_near(torch.cat(packed), block.attn.qkv.weight.grad, 1e-10, f"qkv of {index}")
-        assert_near(layer.ffn.fc2.weight.grad, block.mlp.fc2.weight.grad, 1e-10)
+        assert_near(torch.cat(packed), block.attn.qkv.weight.grad, f"qkv of {index}")
+        assert_near(layer.ffn.fc2.weight.grad, block.mlp.fc2.weight.grad)
         if "init_values" in options:
-            assert_near(layer.branch1[0].gamma.grad, block.ls1.gamma.grad, 1e-10)
+            assert_near(layer.branch1[0].gamma.grad, block.ls1.gamma.grad)
     rows = theirs.pos_embed.grad[0, -15:]
-    assert_near(ours.positions.table.grad, rows, 1e-10, "positions")
+    assert_near(ours.positions.table.grad, rows, "positions")
     if ours.class_token is not None:
-        assert_near(ours.class_token.grad, theirs.cls_token.grad[0, 0], 1e-10, "class token")
-    assert_near(ours.head.weight.grad, theirs.head.weight.grad, 1e-10)
+        assert_near(ours.class_token.grad, theirs.cls_token.grad[0, 0], "class token")
+    assert_near(ours.head.weight.grad, theirs.head.weight.grad)
 
 
 def test_float32():
     theirs = timm_vit().eval()
     images = torch.randn(5, 3, 12, 20)
-    assert_near(from_timm(theirs)(images), theirs(images), 1e-5)
+    assert_accurate(from_timm(theirs)(images), call, theirs, images)
 
 
 @pytest.mark.parametrize("options", [{}, {"no_embed_class": True}, MEAN])
@@ -90,7 +90,7 @@ def test_resampled_as_timm_does(options):
     ours.resample((20, 28))
     theirs.set_input_size(img_size=(20, 28))
     images = torch.randn(3, 3, 20, 28)
-    assert_near(ours(images), theirs(images), 1e-5)
+    assert_accurate(ours(images), call, theirs, images)
 
 
 def test_all_parameters_arrive():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import assert_near
+from oracles import ROUNDING, assert_accurate, assert_near
 from torch import Tensor, nn
 
 from cvattn.blocks import SelfAttention2d
@@ -100,13 +100,14 @@ def gradients(block: nn.Module, x: Tensor, output: Tensor, seen: Tensor) -> dict
     return dict(zip(named, grads, strict=True))
 
 
-def assert_grads_near(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
-    """Within ``tolerance`` of the largest of all: some, like the key bias's, are 0 by nature."""
+def assert_grads_near(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    """Within rounding of the largest of all: some, like the key bias's, are 0 by nature."""
     size = max(grad.abs().max() for grad in want.values()).item()
     assert size > 1e-3
     for name, grad in want.items():
         assert got[name].shape == grad.shape
-        assert (got[name].double() - grad).abs().max() <= tolerance * size, name
+        assert got[name].dtype == torch.float64
+        assert (got[name] - grad).abs().max() <= ROUNDING * size, name
 
 
 @pytest.mark.usefixtures("float64")
@@ -129,17 +130,21 @@ def test_equals_a_loop_over_positions(options, size, bound, monkeypatch):
     assert torch.equal(output, got)
     assert_near(own_weights, weights)
     want_grads = gradients(block, x, want, seen)
-    assert_grads_near(gradients(block, x, got, seen), want_grads, 1e-10)
+    assert_grads_near(gradients(block, x, got, seen), want_grads)
     if weights.shape[-1] > 1:
         assert want_grads["query.weight"].abs().max() > 1e-6
         assert weights.max() > 2 / weights.shape[-1], "the softmax is nearly uniform: no test"
 
     single = make(dtype=torch.float32, **options)
     single.load_state_dict({k: v.float() for k, v in block.state_dict().items()})
-    x32 = x.detach().float().requires_grad_()
+    x32, seen32 = x.detach().float().requires_grad_(), seen.float()
     got32 = single(x32)
-    assert_near(got32, want)
-    assert_grads_near(gradients(single, x32, got32, seen.float()), want_grads, 1e-4)
+
+    def by_loop(block, x, seen):
+        output, _ = loop(block, x)
+        return output, gradients(block, x, output, seen)
+
+    assert_accurate((got32, gradients(single, x32, got32, seen32)), by_loop, single, x32, seen32)
 
 
 @pytest.mark.parametrize("in_channels", range(1, 8))

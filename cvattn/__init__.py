@@ -1,5 +1,8 @@
 """cvattn: self-attention for computer vision, on one shared core."""
 
+from importlib import import_module
+from types import ModuleType
+
 from cvattn.blocks import SelfAttention2d, insert_attention, remove_attention, split_parameters
 from cvattn.checkpoint import load
 from cvattn.core import Decoder, Encoder, MultiHeadAttention
@@ -22,3 +25,16 @@ __all__ = [
     "remove_attention",
     "split_parameters",
 ]
+
+# Rooms that few need are imported when they are named: cvattn.weights.from_torch(module).
+_LATER = frozenset({"cost", "testing", "weights"})
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LATER:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -15,7 +15,7 @@ PUBLIC = {
     "VisionTransformer capture_attention insert_attention load remove_attention split_parameters",
     "cvattn.core": "Alphabet Decoder DecoderCache DecoderLayer DropPath Encoder EncoderLayer "
     "FeedForward LayerScale MultiHeadAttention RelativeGridBias attention attention_weights masks "
-    "positions",
+    "positions record_routes use_route",
     "cvattn.blocks": "SelfAttention2d insert_attention remove_attention split_parameters",
     "cvattn.models": "Reader SAGANClassifier TimmCNN Transformer VisionTransformer",
     "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_heat "
@@ -79,3 +79,16 @@ def test_import_and_load_bring_torch_and_nothing_heavier(tmp_path):
     rooms = {".".join(name.split(".")[:2]) for name in library if name.startswith("cvattn.")}
     low = ("blocks", "checkpoint", "core", "integrity", "maps", "models", "system")
     assert rooms == {f"cvattn.{room}" for room in low}
+
+
+def test_rooms_that_are_imported_when_they_are_named():
+    program = (
+        "import sys, cvattn\n"
+        "rooms = ['cost', 'testing', 'weights']\n"
+        "assert set(rooms) <= set(dir(cvattn))\n"
+        "assert not {f'cvattn.{room}' for room in rooms} & set(sys.modules)\n"
+        "cvattn.weights.from_torch, cvattn.testing.check_attention, cvattn.cost.count_macs\n"
+        "cvattn.nothing"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.endswith("AttributeError: module 'cvattn' has no attribute 'nothing'\n")

@@ -2,7 +2,7 @@
 
 from cvattn.core import masks, positions
 from cvattn.core.alphabet import Alphabet
-from cvattn.core.attention import attention, attention_weights
+from cvattn.core.attention import attention, attention_weights, record_routes, use_route
 from cvattn.core.cache import DecoderCache
 from cvattn.core.decoder import Decoder, DecoderLayer
 from cvattn.core.encoder import Encoder, EncoderLayer
@@ -27,4 +27,6 @@ __all__ = [
     "attention_weights",
     "masks",
     "positions",
+    "record_routes",
+    "use_route",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Projection = Callable[[], tuple[Tensor, Tensor]]
@@ -21,8 +22,8 @@ class KeyValues:
         self.values: Tensor | None = None
         self.finite = False
 
-    def take(self, project: Projection) -> tuple[Tensor, Tensor]:
-        """All keys and values to be attended to; ``project()`` makes those of this call."""
+    def take(self, key: Tensor, value: Tensor, project: Projection) -> tuple[Tensor, Tensor]:
+        """All keys and values to be attended to; ``project()`` makes those of key and value."""
         raise NotImplementedError
 
     def select(self, rows: Tensor) -> None:
@@ -42,7 +43,7 @@ class GrowingKeyValues(KeyValues):
         super().__init__()
         self.length = 0
 
-    def take(self, project: Projection) -> tuple[Tensor, Tensor]:
+    def take(self, key: Tensor, value: Tensor, project: Projection) -> tuple[Tensor, Tensor]:
         keys, values = project()
         start, self.length = self.length, self.length + keys.shape[1]
         if self.keys is None or self.values is None:
@@ -65,14 +66,51 @@ def _room(given: Tensor, size: int) -> Tensor:
 
 
 class FixedKeyValues(KeyValues):
-    """For cross-attention: the memory stays, and is projected in the first call alone."""
+    """For cross-attention: the memory stays, and is projected in the first call alone.
 
-    def take(self, project: Projection) -> tuple[Tensor, Tensor]:
+    Raises:
+        ValueError: from :meth:`take`, for another memory than that of the first call. After
+            :meth:`select` the memory's rows are another tensor, of which the shape is compared.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._memory: tuple[Tensor, Tensor] | None = None
+        self._versions: tuple[int, ...] = ()
+
+    def take(self, key: Tensor, value: Tensor, project: Projection) -> tuple[Tensor, Tensor]:
         if self.keys is None or self.values is None:
             self.keys, self.values = project()
             # Looked for once instead of in each step.
             self.finite = bool(self.keys.isfinite().all() and self.values.isfinite().all())
+        elif not self._is_known(key, value):
+            raise ValueError(
+                f"the cache holds keys and values of another memory, {tuple(self.keys.shape[:2])} "
+                f"(samples, tokens); given {tuple(key.shape[:2])}. Begin each sequence with a new "
+                "cache: Decoder.new_cache()"
+            )
+        self._memory, self._versions = (key, value), _versions(key, value)
         return self.keys, self.values
+
+    def _is_known(self, key: Tensor, value: Tensor) -> bool:
+        assert self.keys is not None
+        if key.shape[:2] != self.keys.shape[:2]:
+            return False
+        if self._memory is None:
+            return True
+        first = self._memory
+        if key is first[0] and value is first[1]:
+            return _versions(key, value) == self._versions
+        return torch.equal(key, first[0]) and torch.equal(value, first[1])
+
+    def select(self, rows: Tensor) -> None:
+        super().select(rows)
+        self._memory = None
+
+
+def _versions(*tensors: Tensor) -> tuple[int, ...]:
+    """How often each was changed in place; tensors of inference mode do not count it."""
+    return tuple(0 if x.is_inference() else x._version for x in tensors)
 
 
 class LayerCache(NamedTuple):

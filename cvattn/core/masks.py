@@ -7,6 +7,8 @@ masks (``nn.MultiheadAttention``) mean the opposite; :func:`from_torch_masks` tu
 import torch
 from torch import Tensor
 
+from cvattn.core.attention.inputs import known, refuse_if
+
 # Textbooks write "minus infinity" as -1e4, -1e6 or -1e9. No score reaches these by itself.
 FORBIDDEN_FROM = -1e4
 
@@ -27,11 +29,11 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
             f"lengths must be integers of shape (B,) or (B, L), got shape {tuple(lengths.shape)} "
             f"of {lengths.dtype}"
         )
-    if lengths.numel() and (lengths.min() < 0 or lengths.max() > size):
-        raise ValueError(
-            f"lengths must lie in 0..{size} (the number of keys), got "
-            f"{int(lengths.min())}..{int(lengths.max())}"
-        )
+    refuse_if(
+        (lengths < 0) | (lengths > size),
+        f"lengths must lie in 0..{size} (the number of keys)",
+        lengths,
+    )
     allowed = torch.arange(size, device=lengths.device) < lengths[..., None]
     return allowed[:, None, None] if lengths.ndim == 1 else allowed[:, None]
 
@@ -87,11 +89,11 @@ def combine_masks(*masks: Tensor | None) -> Tensor | None:
 def from_zero_one(mask: Tensor) -> Tensor:
     """A mask of numbers, 1 = may attend and 0 = may not, of any dtype -> bool of the same shape."""
     allowed = mask != 0
-    if not torch.equal(allowed.to(mask.dtype), mask):
-        raise ValueError(
-            "expected a mask of zeros and ones; this one has other values. If it is added to the "
-            "scores use from_additive()."
-        )
+    refuse_if(
+        mask != allowed.to(mask.dtype),
+        "expected a mask of zeros and ones; one that is added to the scores is for from_additive()",
+        mask,
+    )
     return allowed
 
 
@@ -99,15 +101,16 @@ def from_additive(mask: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """A float mask that others add to the scores -> ``(attn_mask, attn_bias)`` of the same shape.
 
     -inf and the textbooks' large negative numbers (-1e4 and below) become "may not attend", exactly
-    and in every dtype; what is left, if it is not all 0, is the bias.
+    and in every dtype; what is left, if it is not all 0, is the bias. None in place of either says
+    that it has no effect, where that can be known at once: not in a compiled function or on a GPU.
     """
     if not mask.is_floating_point():
         raise TypeError(f"expected a float mask that is added to the scores, got {mask.dtype}")
     allowed = ~(mask <= FORBIDDEN_FROM)  # a NaN stays in the bias and is seen
     bias = mask.masked_fill(~allowed, 0.0)
     return (
-        None if bool(allowed.all()) else allowed,
-        bias if bias.requires_grad or bool(bias.any()) else None,
+        None if known(allowed) else allowed,
+        bias if bias.requires_grad or not known(bias == 0) else None,
     )
 
 

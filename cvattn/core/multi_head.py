@@ -12,6 +12,13 @@ from cvattn.core.cache import KeyValues
 from cvattn.core.initial_values import reset_with
 from cvattn.core.masks import causal_mask, combine_masks
 
+# Checks and decisions about shapes: torch.fx keeps each of these as one call in its graphs.
+for _name in (
+    *("attention", "attention_weights", "causal_mask", "check_terms"),
+    *("_append_columns", "_check_tokens"),
+):
+    torch.fx.wrap(_name)
+
 
 class MultiHeadAttention(nn.Module):
     """softmax(Q_h K_h^T / sqrt(head_dim)) V_h for each head h, concatenated and projected.
@@ -133,26 +140,20 @@ class MultiHeadAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, dict]:
         key = query if key is None else key
         value = key if value is None else value
-        for name, given, width in (
-            ("query", query, self.embed_dim),
-            ("key", key, self.kdim),
-            ("value", value, self.vdim),
-        ):
-            if given.ndim != 3 or given.shape[-1] != width:
-                raise ValueError(
-                    f"{name} has shape {tuple(given.shape)}; expected (batch, tokens, {width})"
-                )
+        _check_tokens("query", query, self.embed_dim)
+        _check_tokens("key", key, self.kdim)
+        _check_tokens("value", value, self.vdim)
         if cache is None:
             k, v = self.k_proj(key), self.v_proj(value)
         else:
-            k, v = cache.take(lambda: (self.k_proj(key), self.v_proj(value)))
+            k, v = cache.take(key, value, lambda: (self.k_proj(key), self.v_proj(value)))
         given_keys = k.shape[1]
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.to(k.dtype).expand(k.shape[0], -1, -1)], dim=1)
             v = torch.cat([v, self.bias_v.to(v.dtype).expand(v.shape[0], -1, -1)], dim=1)
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
-        extra = k.shape[1] - given_keys
+        extra = (self.bias_k is not None) + self.add_zero_attn
         q = self._split(self.q_proj(query))
         if extra:
             # Before they are widened: a message must speak of the shapes that the caller gave.
@@ -178,6 +179,13 @@ def _fill_projection(layer: nn.Linear) -> None:
     nn.init.xavier_uniform_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def _check_tokens(name: str, given: Tensor, width: int) -> None:
+    if given.ndim != 3 or given.shape[-1] != width:
+        raise ValueError(
+            f"{name} has shape {tuple(given.shape)}; expected (batch, tokens, {width})"
+        )
 
 
 def _append_columns(

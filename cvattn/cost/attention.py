@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cvattn.core.attention import attention
-from cvattn.core.attention.plan import AttentionCall, Route, RouteName, record_routes
+from cvattn.core.attention import attention, record_routes
+from cvattn.core.attention.plan import AttentionCall, Route, RouteName
 from cvattn.cost.memory import LIBRARIES, can_trace, predict_peak
 from cvattn.cost.shapes import as_shapes
 

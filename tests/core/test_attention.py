@@ -19,7 +19,7 @@ from oracles import (
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cvattn.core import attention, attention_weights, masks
-from cvattn.core.attention import Route, attend, plan, reference_attention, tiles
+from cvattn.core.attention import Route, plan, reference_attention, routing, tiles
 
 BATCH, HEADS = 2, 3
 SIZES = [(5, 7), (7, 5), (5, 5)]
@@ -40,7 +40,7 @@ BIASES = ["none", "LS", "BhLS", "B11S"]
 
 def force(monkeypatch, route):
     """Any route is right for any call, so each is tried; tiles of few scores and odd rows."""
-    monkeypatch.setattr(attend, "choose_route", lambda call: Route(route, "forced", {}))
+    monkeypatch.setattr(routing, "choose_route", lambda call: Route(route, "forced", {}))
     monkeypatch.setattr(tiles, "TILE", 80)
     monkeypatch.setattr(tiles, "LEAST_ROWS", 2)
 

@@ -11,7 +11,7 @@ from oracles import assert_hides
 
 from cvattn import MultiHeadAttention, SelfAttention2d, capture_attention
 from cvattn.core import attention, attention_weights
-from cvattn.core.attention import Route, attend, plan, reference_attention, tiles
+from cvattn.core.attention import Route, plan, reference_attention, routing, tiles
 from cvattn.maps import attention_heat, attention_rollout
 
 BATCH, HEADS, LENGTH, SIZE = 2, 3, 67, 131
@@ -31,7 +31,7 @@ def processor(request, monkeypatch):
 @pytest.fixture(params=["direct", "tiled"])
 def route(request, monkeypatch):
     """Tiles of 19 rows, the last one of fewer."""
-    monkeypatch.setattr(attend, "choose_route", lambda call: Route(request.param, "forced", {}))
+    monkeypatch.setattr(routing, "choose_route", lambda call: Route(request.param, "forced", {}))
     monkeypatch.setattr(tiles, "TILE", 19 * SIZE)
     return request.param
 

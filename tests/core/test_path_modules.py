@@ -11,7 +11,7 @@ from oracles import ROUNDING, assert_accurate, assert_near, loop_attention, scal
 
 from cvattn.blocks import SelfAttention2d
 from cvattn.core import MultiHeadAttention, attention
-from cvattn.core.attention import Route, attend, plan, record_routes, tiles
+from cvattn.core.attention import Route, plan, record_routes, routing, tiles
 
 ROUTES = ("fused", "padded", "tiled", "direct")
 
@@ -23,7 +23,7 @@ def on_route(monkeypatch):
     monkeypatch.setattr(tiles, "LEAST_ROWS", 2)
 
     def choose(route):
-        monkeypatch.setattr(attend, "choose_route", lambda call: Route(route, "", {}))
+        monkeypatch.setattr(routing, "choose_route", lambda call: Route(route, "", {}))
 
     return choose
 

@@ -10,7 +10,7 @@ from oracles import FEW, ROUNDING
 from torch import Tensor
 
 from cvattn.core import attention, masks
-from cvattn.core.attention import Route, attend, reference_attention, tiles
+from cvattn.core.attention import Route, reference_attention, routing, tiles
 
 ROUTES = ("fused", "padded", "tiled", "direct")
 ENCODINGS = ("none", "dense", "keys", "rows", "lengths", "tokens", "0/1", "additive", "torch")
@@ -131,7 +131,7 @@ def on_route(monkeypatch):
     monkeypatch.setattr(tiles, "TILE", 20)
     monkeypatch.setattr(tiles, "LEAST_ROWS", 2)
     chosen = {"route": "direct"}
-    monkeypatch.setattr(attend, "choose_route", lambda call: Route(chosen["route"], "", {}))
+    monkeypatch.setattr(routing, "choose_route", lambda call: Route(chosen["route"], "", {}))
 
     def run(route, tensors, terms):
         chosen["route"] = route

@@ -29,8 +29,9 @@ CPU = [
     (call(10_000, 16, 128), True, "tiled"),
     (call(10_000, 64, 64), True, "fused"),
     (call(64, 64, 64), True, "fused"),
-    (call(16, 64, 64), True, "fused"),
-    (call(15, 64, 64), True, "direct"),
+    (call(3, 64, 64), True, "fused"),
+    (call(64, 64, 64, transformed=True), True, "direct"),
+    (call(10_000, 64, 64, transformed=True), True, "tiled"),
     (call(10_000, 64, 64, dropout=True), True, "tiled"),
     (call(100, 64, 64, dropout=True), True, "direct"),
     (call(10_000, 64, 64, bias_grad=True), True, "tiled"),
@@ -72,6 +73,8 @@ CUDA = [
     (call(64, 16, 128, dtype=DOUBLE), "direct", None),
     (call(10_000, 64, 64, built_mask=10_000**2), "tiled", None),
     (call(4096, 16, 128, dropout=True), "fused", (16, 128)),
+    (call(4096, 16, 128, transformed=True), "tiled", None),
+    (call(64, 4, 32, dtype=HALF, transformed=True), "direct", None),
 ]
 
 

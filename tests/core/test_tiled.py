@@ -7,7 +7,7 @@ import torch
 from oracles import assert_hides, assert_near, loop_attention, scalar
 
 from cvattn.core import attention
-from cvattn.core.attention import Route, attend, tiles
+from cvattn.core.attention import Route, routing, tiles
 
 BATCH, HEADS, LENGTH, SIZE = 2, 3, 7, 5
 
@@ -15,7 +15,7 @@ BATCH, HEADS, LENGTH, SIZE = 2, 3, 7, 5
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch):
     """Tiles of 3, 3 and 1 rows."""
-    monkeypatch.setattr(attend, "choose_route", lambda call: Route("tiled", "forced", {}))
+    monkeypatch.setattr(routing, "choose_route", lambda call: Route("tiled", "forced", {}))
     monkeypatch.setattr(tiles, "TILE", 1)
     monkeypatch.setattr(tiles, "LEAST_ROWS", 3)
 

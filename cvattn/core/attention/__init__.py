@@ -9,9 +9,9 @@ from cvattn.core.attention.plan import (
     AttentionCall,
     Route,
     choose_route,
-    record_routes,
 )
 from cvattn.core.attention.reference import attention_weights, reference_attention
+from cvattn.core.attention.routing import record_routes, use_route
 
 __all__ = [
     "SCORES_BOUND",
@@ -22,4 +22,5 @@ __all__ = [
     "choose_route",
     "record_routes",
     "reference_attention",
+    "use_route",
 ]

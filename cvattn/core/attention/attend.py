@@ -5,16 +5,18 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from cvattn.core.attention.hidden import add_mark, shield
+from cvattn.core.attention.fused_second import add_second_derivative
 from cvattn.core.attention.inputs import check_inputs, check_terms, merge_allowed
+from cvattn.core.attention.nonfinite import all_finite, propagate_nonfinite, split_nonfinite
 from cvattn.core.attention.plan import (
+    LEAST_FUSED_KEYS,
     AttentionCall,
-    choose_route,
     describe_call,
-    note_route,
+    exporting,
     padded_widths,
 )
 from cvattn.core.attention.reference import reference_attention
+from cvattn.core.attention.routing import take_route
 from cvattn.core.attention.tiled import tiled_attention
 
 
@@ -33,7 +35,8 @@ def attention(
     """Scaled dot-product attention: softmax(scale * Q K^T + bias) V over the allowed keys.
 
     Shapes, dtype and device decide how it is computed (:func:`choose_route`); the result does not
-    depend on it. :func:`record_routes` tells which route a call took, and why.
+    depend on it. :func:`record_routes` tells which route a call took, and why; :func:`use_route`
+    chooses one by name.
 
     Args:
         query: (B, heads, L, E).
@@ -60,9 +63,11 @@ def attention(
         ValueError: shapes that do not fit, or ambiguous mask shapes.
         TypeError: a float ``attn_mask``, a bool ``attn_bias``, or q, k, v of different dtypes.
 
-    Second derivatives (gradient penalties) work on the routes ``direct`` and ``tiled``. torch's
-    fused kernels have none: run the forward pass under
-    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, which is respected.
+    Derivatives of every mode are right on every route, or refused: reverse mode, twice (gradient
+    penalties), forward mode (``torch.func.jvp``, ``jacfwd``, ``torch.autograd.forward_ad``), one
+    over the other (``hessian``) and ``torch.func.vmap``. Third derivatives, forward mode over
+    forward mode, and what is forbidden with dropout are the route ``direct``'s alone, which stores
+    all scores: ``with use_route("direct")``.
     """
     check_inputs(query, key, value)
     check_terms(query, key, attn_mask, attn_bias)
@@ -70,8 +75,7 @@ def attention(
         raise ValueError(f"dropout_p={dropout_p} is not a probability in [0, 1)")
     terms: dict[str, Any] = {"attn_mask": attn_mask, "attn_bias": attn_bias, "is_causal": is_causal}
     call = describe_call(query, key, value, **terms, dropout_p=dropout_p)
-    route = choose_route(call)
-    note_route(call, route)
+    route = take_route(call)
     if route.name == "direct":
         return reference_attention(query, key, value, **terms, scale=scale, dropout_p=dropout_p)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -108,15 +112,22 @@ def _fused(
     plain_causal = False
     if is_causal and attn_mask is None and attn_bias is None and call.length == call.key_length:
         plain_causal = True  # not the condition itself, which is symbolic where sizes are open
-    allowed = None if plain_causal else merge_allowed(query, key, attn_mask, attn_bias, is_causal)
-    term: Tensor | None = allowed
-    if attn_bias is not None:
-        term = attn_bias.to(query.dtype)
-        if allowed is not None and (attn_mask is not None or is_causal):
-            term = term.masked_fill(~allowed, float("-inf"))
+    term = None if attn_bias is None else attn_bias.to(query.dtype)
+    if is_causal and not plain_causal:
+        allowed = merge_allowed(query, key, attn_mask, None, is_causal)
+    else:
+        allowed = attn_mask
+    if term is None:
+        term = allowed
+    elif allowed is not None:
+        term = term.masked_fill(~allowed, float("-inf"))
+    hides = plain_causal or term is not None
     mark = None
-    if not keys_are_finite:
-        query, key, value, mark = shield(query, key, value, allowed, is_causal=plain_causal)
+    if not keys_are_finite and (hides or _skips_nan(call)) and not all_finite(query, key, value):
+        if attn_bias is not None:
+            allowed = merge_allowed(query, key, allowed, attn_bias, False)
+        split = split_nonfinite(query, key, value, allowed, is_causal=plain_causal)
+        query, key, value, mark = split
     width, value_width = padded_widths(call)
     output = F.scaled_dot_product_attention(
         _dense(query, width),
@@ -127,7 +138,15 @@ def _fused(
         is_causal=plain_causal,
         scale=scale,
     )
-    return add_mark(output[..., : call.value_dim], mark)
+    add_second_derivative(output, is_causal=plain_causal, scale=scale, dropout_p=dropout_p)
+    return propagate_nonfinite(output[..., : call.value_dim], mark)
+
+
+def _skips_nan(call: AttentionCall) -> bool:
+    """Whether the kernel may lose a NaN that every query sees. An export's sizes stay open."""
+    if call.device != "cpu" or exporting():
+        return False
+    return call.key_length < LEAST_FUSED_KEYS
 
 
 def _dense(tensor: Tensor, width: int) -> Tensor:

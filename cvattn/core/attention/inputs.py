@@ -93,10 +93,7 @@ def merge_allowed(
     is_causal: bool,
     rows: Tensor | None = None,
 ) -> Tensor | None:
-    """One bool mask (True = may attend) from mask, causality and -inf in the bias.
-
-    None where nothing is hidden, as far as that is known: what is hidden has to be guarded against.
-    """
+    """One bool mask (True = may attend) from mask, causality and -inf in the bias; None = all."""
     length, key_length = query.shape[2], key.shape[2]
     allowed = take_rows(attn_mask, length, rows)
     if attn_bias is not None:
@@ -107,18 +104,44 @@ def merge_allowed(
         chosen = torch.arange(length, device=query.device) if rows is None else rows
         causal = causal_rows(length, key_length, chosen)
         allowed = causal if allowed is None else allowed & causal
-    return None if allowed is None or _hides_nothing(allowed) else allowed
+    return allowed
 
 
-def _hides_nothing(allowed: Tensor) -> bool:
+def hidden_part(allowed: Tensor | None) -> Tensor | None:
+    """The mask, or None where it is known to hide nothing: what is hidden has to be guarded."""
+    return None if allowed is None or known(allowed) else allowed
+
+
+def known(condition: Tensor) -> bool:
     """Whether all of it is True. False also where one cannot ask, or must wait for the answer."""
+    return can_ask(condition.device) and value_of(condition.all()) == 1.0
+
+
+def refuse_if(condition: Tensor, message: str, given: Tensor) -> None:
+    """Raise ValueError where any of ``condition`` is True, showing the range of what was given.
+
+    Compiled functions raise RuntimeError, and CUDA an assertion of the device, when they run: to
+    wait for the answer would cost more than the call.
+    """
+    if can_ask(condition.device):
+        if value_of(condition.any()) == 1.0:
+            raise ValueError(f"{message}, got {given.min().item()}..{given.max().item()}")
+    elif torch.compiler.is_compiling() or condition.device.type == "cuda":
+        torch._assert_async(~condition.any(), message)
+
+
+def can_ask(device: torch.device) -> bool:
+    """Whether a decision may rest on values: not while tracing, and not where one has to wait."""
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    if tracing or allowed.device.type != "cpu":
-        return False
+    return device.type == "cpu" and not tracing
+
+
+def value_of(scalar: Tensor) -> float | None:
+    """What a tensor of one element holds; None where that is not at hand."""
     try:
-        return bool(allowed.all())
-    except RuntimeError:  # its values are not at hand: torch.func.vmap, fake tensors
-        return False
+        return float(scalar)
+    except RuntimeError:  # torch.func.vmap, fake tensors
+        return None
 
 
 @overload

@@ -1,11 +1,10 @@
 """Which route attention takes, and why: a decision about shapes, dtype and device alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # Above this many bytes no route stores all L x S scores. Beyond it they leave the caches, and
 # C libraries give such blocks back to the system, so that each use pays for fresh pages.
@@ -31,6 +30,7 @@ class AttentionCall(NamedTuple):
             with L != S, or several of mask, bias and causality); 0 = none, or one is there already.
         bias_grad: a gradient of ``attn_bias`` is wanted.
         dropout: weights are dropped.
+        transformed: inside a transform of torch.func, or forward-mode differentiation.
     """
 
     batch: int
@@ -44,6 +44,7 @@ class AttentionCall(NamedTuple):
     built_mask: int = 0
     bias_grad: bool = False
     dropout: bool = False
+    transformed: bool = False
 
 
 def count_scores(call: AttentionCall) -> int:
@@ -70,25 +71,8 @@ _FEW = f"the scores are at most {SCORES_BOUND >> 20} MiB and fit the caches"
 _MANY = f"the scores are more than the {SCORES_BOUND >> 20} MiB that may be stored"
 _BUILT = "a mask with an entry for each score would have to be built"
 _EMULATED = "this CPU emulates half-precision products: float32 tiles are faster"
-
-_records: list[list[tuple[AttentionCall, Route]]] = []
-
-
-@contextmanager
-def record_routes() -> Iterator[list[tuple[AttentionCall, Route]]]:
-    """Collect each call of :func:`attention` made inside the block, and the route that it took."""
-    record: list[tuple[AttentionCall, Route]] = []
-    _records.append(record)
-    try:
-        yield record
-    finally:
-        _records[:] = [each for each in _records if each is not record]
-
-
-def note_route(call: AttentionCall, route: Route) -> None:
-    """Tell all open :func:`record_routes` blocks."""
-    for record in _records:
-        record.append((call, route))
+_TRANSFORMED = "torch's fused kernels have no forward mode, second derivative or vmap"
+_NOT_TRANSFORMED = "compilers do not follow the derivatives of tiles under transforms"
 
 
 def describe_call(
@@ -106,7 +90,7 @@ def describe_call(
     autocast = not query.is_meta and torch.is_autocast_enabled(device)
     built = 0
     # An export takes torch's operators in any case, and its sizes must stay open.
-    if not _exporting():
+    if not exporting():
         shapes = [tuple(term.shape) for term in (attn_mask, attn_bias) if term is not None]
         if is_causal and (shapes or query.shape[2] != key.shape[2]):
             shapes.append((query.shape[2], key.shape[2]))
@@ -125,14 +109,25 @@ def describe_call(
         built_mask=built,
         bias_grad=attn_bias is not None and attn_bias.requires_grad and torch.is_grad_enabled(),
         dropout=dropout_p > 0.0,
+        transformed=_is_transformed(),
     )
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func (grad, vmap, jvp, ...) or a level of dual numbers is at work.
+
+    Asked of the process's state, not of the tensors: those of an inner transform do not show what
+    an outer one has wrapped.
+    """
+    # A level of torch.func.jvp, too, is one of dual numbers. No public function tells either.
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def choose_route(call: AttentionCall) -> Route:
     """The route for a call. The thresholds were measured: ``benchmarks/NOTES.md``."""
     if call.device == "meta":
         return Route("direct", "shapes alone: nothing is stored, nothing to be padded", {})
-    if _exporting():
+    if exporting():
         return _for_export(call)
     if call.device == "cpu":
         return _on_cpu(call)
@@ -142,61 +137,93 @@ def choose_route(call: AttentionCall) -> Route:
 # torch 2.10's compiler takes is_exporting() for True in every program. What is constant in one is
 # asked outside of it.
 @torch.compiler.assume_constant_result
-def _exporting() -> bool:
+def exporting() -> bool:
+    """Whether a program is being made for elsewhere, whose sizes must stay open."""
     return torch.compiler.is_exporting()
 
 
 def _on_cpu(call: AttentionCall) -> Route:
-    size = count_scores(call) * call.dtype.itemsize
     half = call.dtype.itemsize == 2
     refused: dict[RouteName, str] = {}
     if call.head_dim != call.value_dim:
-        refused["fused"] = "for unequal widths torch's CPU kernel gives way to storing all scores"
         refused["padded"] = "computes with the padding: slower than tiles and plain products"
-    elif half:
+    elif half and not call.transformed:
         refused["fused"] = "torch's CPU kernel has a slow backward pass in half precision"
-    elif call.dropout:
-        refused["fused"] = "with dropout torch's CPU kernel gives way to storing all scores"
-    elif call.bias_grad:
-        refused["fused"] = (
-            "for a bias's gradient torch's CPU kernel gives way to storing all scores"
-        )
     elif call.built_mask * call.dtype.itemsize > SCORES_BOUND:
         refused["fused"] = _BUILT
-    elif call.key_length < LEAST_FUSED_KEYS:
-        refused["fused"] = "for so few keys torch's CPU kernel turns rows of NaN into 0"
-    else:
+    unable = why_impossible("fused", call)
+    if unable is not None:
+        refused["fused"] = unable
+    if not refused:
         return Route("fused", "torch's CPU kernel takes equal widths", refused)
-    if size > SCORES_BOUND:
-        return Route("tiled", _MANY, refused | {"direct": _MANY})
     emulated = half and compute_dtype(torch.device("cpu"), call.dtype) != call.dtype
     if emulated and call.length * call.key_length >= LEAST_HALF_SCORES:
-        return Route("tiled", _EMULATED, refused | {"direct": _EMULATED})
-    return Route("direct", _FEW, refused | {"tiled": _FEW})
+        return _own(call, refused, why_tiled=_EMULATED)
+    return _own(call, refused)
 
 
 def _on_accelerator(call: AttentionCall) -> Route:
     """CUDA's rules: unequal widths in multiples of 16 bytes run fused, in float16 to float32."""
     refused: dict[RouteName, str] = {}
-    if call.dtype == torch.float64:
-        refused["fused"] = refused["padded"] = "no fused kernel takes float64"
-    elif call.built_mask * call.dtype.itemsize > SCORES_BOUND:
+    if call.built_mask * call.dtype.itemsize > SCORES_BOUND:
         refused["fused"] = refused["padded"] = _BUILT
-    elif (call.head_dim, call.value_dim) == padded_widths(call):
+    for name in _FUSED:
+        unable = why_impossible(name, call)
+        if unable is not None:
+            refused[name] = unable
+    if "fused" not in refused:
         return Route("fused", "fused kernels take these widths", refused)
-    else:
-        refused["fused"] = "a width is not a multiple of 16 bytes"
+    if "padded" not in refused:
         return Route("padded", "zero columns up to multiples of 16 bytes", refused)
-    if count_scores(call) * call.dtype.itemsize > SCORES_BOUND:
-        return Route("tiled", _MANY, refused | {"direct": _MANY})
-    return Route("direct", _FEW, refused | {"tiled": _FEW})
+    return _own(call, refused)
+
+
+def _own(call: AttentionCall, refused: dict[RouteName, str], why_tiled: str | None = None) -> Route:
+    """Plain products while the scores are few, else tiles."""
+    if why_tiled is None and count_scores(call) * call.dtype.itemsize > SCORES_BOUND:
+        why_tiled = _MANY
+    unable = why_impossible("tiled", call)
+    if why_tiled is None or unable is not None:
+        return Route(
+            "direct", _FEW if unable is None else unable, refused | {"tiled": unable or _FEW}
+        )
+    return Route("tiled", why_tiled, refused | {"direct": why_tiled})
+
+
+_FUSED: tuple[RouteName, ...] = ("fused", "padded")
+
+
+def why_impossible(name: RouteName, call: AttentionCall) -> str | None:
+    """Why a route cannot compute a call as it promises to, at any speed; None = it can."""
+    if name == "direct":
+        return None
+    if name == "tiled":
+        if exporting():
+            return "an exported program has operators of torch alone"
+        if call.transformed and torch.compiler.is_compiling():
+            return _NOT_TRANSFORMED
+        return None
+    if call.transformed:
+        return _TRANSFORMED
+    if name == "fused" and (call.head_dim, call.value_dim) != padded_widths(call):
+        if call.device == "cpu":
+            return "for unequal widths torch's CPU kernel gives way to storing all scores"
+        return "a width is not a multiple of 16 bytes"
+    if call.device != "cpu":
+        return "no fused kernel takes float64" if call.dtype == torch.float64 else None
+    if call.dropout:
+        return "with dropout torch's CPU kernel gives way to storing all scores"
+    if call.bias_grad:
+        return "for a bias's gradient torch's CPU kernel gives way to storing all scores"
+    return None
 
 
 def _for_export(call: AttentionCall) -> Route:
     """Operators of torch alone; a size left open must not become limited by a comparison."""
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    refused: dict[RouteName, str] = {"tiled": "an exported program has operators of torch alone"}
+    unable = why_impossible("tiled", call)
+    refused: dict[RouteName, str] = {} if unable is None else {"tiled": unable}
     if call.head_dim == call.value_dim:
         return Route("fused", "exported, one width", refused)
     if statically_known_true(count_scores(call) * call.dtype.itemsize <= SCORES_BOUND):
@@ -228,6 +255,8 @@ def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype == torch.bfloat16 and _has_bfloat16() else torch.float32
 
 
+# What is constant in a program is asked outside of it.
+@torch.compiler.assume_constant_result
 def _has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware."""
     if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10

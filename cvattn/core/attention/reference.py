@@ -16,8 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cvattn.core.attention.half_weights import HalfWeights
-from cvattn.core.attention.hidden import add_mark, shield
-from cvattn.core.attention.inputs import check_inputs, check_terms, merge_allowed, take_rows
+from cvattn.core.attention.inputs import (
+    check_inputs,
+    check_terms,
+    hidden_part,
+    merge_allowed,
+    refuse_if,
+    take_rows,
+)
+from cvattn.core.attention.nonfinite import all_finite, propagate_nonfinite, split_nonfinite
 from cvattn.core.attention.precision import product_dtype, score_dtype
 from cvattn.core.memory import check_fits
 
@@ -58,19 +65,20 @@ def attention_weights(
     length = query.shape[2]
     if rows is not None:
         rows = _check_rows(rows, length, query.device)
-    allowed = merge_allowed(query, key, attn_mask, attn_bias, is_causal, rows)
+    allowed = hidden_part(merge_allowed(query, key, attn_mask, attn_bias, is_causal, rows))
     bias = take_rows(attn_bias, length, rows)
     if rows is not None:
         query = query.index_select(2, rows)
-    # The weights have no values of their own to shield.
-    query, key, _, mark = shield(query, key, key, allowed)
+    mark = None
+    if allowed is not None and not all_finite(query, key):
+        query, key, _, mark = split_nonfinite(query, key, key, allowed)
     # Autocast makes softmax in float32, and its results are that.
     autocast = _autocast_dtype(query)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     _check_size(query, key)
     with _without_autocast(query):
         weights = _weights(query, key, allowed, bias, scale)
-    return add_mark(weights if autocast else weights.to(query.dtype), mark)
+    return propagate_nonfinite(weights if autocast else weights.to(query.dtype), mark)
 
 
 def reference_attention(
@@ -87,8 +95,10 @@ def reference_attention(
     """Attention as the formula says it, storing all weights; arguments as in :func:`attention`."""
     check_inputs(query, key, value)
     check_terms(query, key, attn_mask, attn_bias)
-    allowed = merge_allowed(query, key, attn_mask, attn_bias, is_causal)
-    query, key, value, mark = shield(query, key, value, allowed)
+    allowed = hidden_part(merge_allowed(query, key, attn_mask, attn_bias, is_causal))
+    mark = None
+    if allowed is not None and not all_finite(query, key, value):
+        query, key, value, mark = split_nonfinite(query, key, value, allowed)
     dtype = _autocast_dtype(value) or value.dtype
     products = product_dtype(value.device, dtype)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -101,7 +111,7 @@ def reference_attention(
         if dropout_p > 0.0:
             weights = F.dropout(weights, dropout_p)
         output = (weights.to(products) @ value.to(products)).to(dtype)
-    return add_mark(output, mark)
+    return propagate_nonfinite(output, mark)
 
 
 def _weights(
@@ -153,14 +163,17 @@ def _check_size(query: Tensor, key: Tensor) -> None:
 
 
 def _check_rows(rows: Sequence[int] | Tensor, length: int, device: torch.device) -> Tensor:
-    rows = torch.as_tensor(rows, device=device)
-    if rows.numel() == 0:
-        rows = rows.long()  # an empty list has no dtype of its own
-    if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
+    given = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
+    if given.numel() == 0:
+        given = given.long()  # an empty list has no dtype of its own
+    if given.ndim != 1 or given.is_floating_point() or given.dtype == torch.bool:
         raise ValueError(
-            f"rows must be a 1-D sequence of integers, got shape {tuple(rows.shape)} "
-            f"of {rows.dtype}"
+            f"rows must be a 1-D sequence of integers, got shape {tuple(given.shape)} "
+            f"of {given.dtype}"
         )
-    if rows.numel() and (rows.min() < 0 or rows.max() >= length):
-        raise ValueError(f"rows must lie in 0..{length - 1}, got {rows.tolist()}")
-    return rows.long()
+    if not isinstance(rows, Tensor):
+        if any(not 0 <= row < length for row in rows):
+            raise ValueError(f"rows must lie in 0..{length - 1}, got {list(rows)}")
+    else:
+        refuse_if((rows < 0) | (rows >= length), f"rows must lie in 0..{length - 1}", rows)
+    return given.to(device).long()

@@ -11,11 +11,12 @@ The two operators are opaque to ``torch.compile``, which would unroll the loops.
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from cvattn.core.attention import tile_kernel
-from cvattn.core.attention.hidden import add_mark
+from cvattn.core.attention.nonfinite import propagate_nonfinite
 from cvattn.core.attention.tile_weights import TileDropout, tile_view, tile_weights
-from cvattn.core.attention.tiled_second import second_backward
+from cvattn.core.attention.tiled_autograd import Tiled, TiledBackward
 from cvattn.core.attention.tiles import Terms, zeros_of_bias
 
 
@@ -33,11 +34,12 @@ def tiled_attention(
     """Attention as the reference has it; q, k and v of one dtype, checked before."""
     # A tensor, so that a compiled graph draws it anew in each run.
     seed = torch.randint(2**62, (1,)) if dropout_p > 0.0 else None
-    output, mark = torch.ops.cvattn.tiled_attention(
-        query, key, value, attn_mask, attn_bias, is_causal, scale, dropout_p, seed
-    )
+    # The operator is what graphs hold; it has the first two derivatives in reverse mode alone.
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    call = torch.ops.cvattn.tiled_attention if tracing else Tiled.apply
+    output, mark = call(query, key, value, attn_mask, attn_bias, is_causal, scale, dropout_p, seed)
     hides = attn_mask is not None or attn_bias is not None or is_causal
-    return add_mark(output, mark if hides else None)
+    return propagate_nonfinite(output, mark if hides else None)
 
 
 # Not torch.library.custom_op: it loads torch's compiler, which takes seconds, when first called.
@@ -45,18 +47,19 @@ _CALL = (
     "Tensor? attn_mask, Tensor? attn_bias, bool is_causal, float scale, float dropout_p, "
     "Tensor? seed"
 )
-torch.library.define(
-    "cvattn::tiled_attention",
-    f"(Tensor query, Tensor key, Tensor value, {_CALL}) -> (Tensor, Tensor)",
+# An object, so that a module that is loaded anew, as notebooks do, defines them anew.
+LIBRARY = torch.library.Library("cvattn", "FRAGMENT")
+LIBRARY.define(
+    f"tiled_attention(Tensor query, Tensor key, Tensor value, {_CALL}) -> (Tensor, Tensor)",
 )
-torch.library.define(
-    "cvattn::tiled_attention_backward",
+LIBRARY.define(
+    "tiled_attention_backward"
     f"(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, {_CALL}, bool bias_grad)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
 
-@torch.library.impl("cvattn::tiled_attention", "default")
+@torch.library.impl(LIBRARY, "tiled_attention", "CompositeExplicitAutograd")
 def _forward(
     query: Tensor,
     key: Tensor,
@@ -95,7 +98,7 @@ def _forward(
     return output, mark
 
 
-@torch.library.impl("cvattn::tiled_attention_backward", "default")
+@torch.library.impl(LIBRARY, "tiled_attention_backward", "CompositeExplicitAutograd")
 def _backward(
     grad: Tensor,
     query: Tensor,
@@ -170,44 +173,34 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += torch.bmm(left, right)
 
 
-@torch.library.register_fake("cvattn::tiled_attention")
+@torch.library.register_fake("cvattn::tiled_attention", lib=LIBRARY)
 def _(query, key, value, attn_mask, attn_bias, is_causal, scale, dropout_p, seed):
     shape = query.shape[:3]
     return query.new_empty(*shape, value.shape[-1]), query.new_empty(*shape, 1, dtype=torch.float32)
 
 
-@torch.library.register_fake("cvattn::tiled_attention_backward")
+@torch.library.register_fake("cvattn::tiled_attention_backward", lib=LIBRARY)
 def _(grad, query, key, value, output, attn_mask, attn_bias, is_causal, scale, p, seed, bias_grad):
     bias = attn_bias if bias_grad else query.new_empty(0)
     return tuple(x.new_empty(x.shape) for x in (query, key, value, bias))
 
 
-def _keep_for_backward(ctx, inputs, output) -> None:
-    query, key, value, attn_mask, attn_bias, is_causal, scale, dropout_p, seed = inputs
-    ctx.save_for_backward(query, key, value, output[0], attn_mask, attn_bias, seed)
-    ctx.mark_non_differentiable(output[1])
-    ctx.settings = (is_causal, scale, dropout_p)
-
-
-def _first_backward(ctx, grad: Tensor, _) -> tuple[Tensor | None, ...]:
-    *tensors, seed = ctx.saved_tensors
-    bias_grad = ctx.needs_input_grad[4]
-    *found, bias = torch.ops.cvattn.tiled_attention_backward(
-        grad, *tensors, *ctx.settings, seed, bias_grad
+# What a compiler, or a traced program, finds at the operators.
+for _name, _function in (("tiled_attention", Tiled), ("tiled_attention_backward", TiledBackward)):
+    torch.library.register_autograd(
+        f"cvattn::{_name}", _function.backward, setup_context=_function.setup_context, lib=LIBRARY
     )
-    return (*found, None, bias if bias_grad else None, None, None, None, None)
 
 
-def _keep_for_second(ctx, inputs, output) -> None:
-    grad, query, key, value, _, attn_mask, attn_bias, *settings, _, bias_grad = inputs
-    ctx.save_for_backward(grad, query, key, value, attn_mask, attn_bias)
-    ctx.is_causal, ctx.scale, ctx.dropout_p = settings
-    ctx.bias_grad = bias_grad
+# Multiply-accumulates count 2, and what is hidden counts, as torch's own formulas have it.
+@register_flop_formula(torch.ops.cvattn.tiled_attention)
+def _forward_flops(query, key, value, *args, **kwargs) -> int:
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[2] * (width + value[3])
 
 
-torch.library.register_autograd(
-    "cvattn::tiled_attention", _first_backward, setup_context=_keep_for_backward
-)
-torch.library.register_autograd(
-    "cvattn::tiled_attention_backward", second_backward, setup_context=_keep_for_second
-)
+@register_flop_formula(torch.ops.cvattn.tiled_attention_backward)
+def _backward_flops(grad, query, key, value, *args, **kwargs) -> int:
+    """The scores once more, and two products for each of the forward pass."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * key[2] * (3 * width + 2 * value[3])

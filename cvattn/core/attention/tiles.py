@@ -87,7 +87,7 @@ class Terms:
 
     def allowed(self, tile: Tile, device: torch.device) -> Tensor | None:
         """True = may attend, (samples, rows, keys) with 1 where shared; None = everything."""
-        allowed = self._part(self.attn_mask, tile)
+        allowed = None if self.attn_mask is None else self.part(self.attn_mask, tile)
         bias = self.bias(tile)
         if bias is not None:
             finite = bias != float("-inf")
@@ -100,7 +100,7 @@ class Terms:
 
     def bias(self, tile: Tile) -> Tensor | None:
         """The bias of a tile, (samples, rows, keys) with 1 where shared."""
-        return self._part(self.attn_bias, tile)
+        return None if self.attn_bias is None else self.part(self.attn_bias, tile)
 
     def add_bias_grad(self, total: Tensor, grad: Tensor, tile: Tile) -> None:
         """Add a tile's gradient of the scores to the bias's, summed where the bias is shared."""
@@ -111,9 +111,8 @@ class Terms:
             part = part[:, tile.keys] if part.shape[1] > 1 else part
             part += grad[index].to(part.dtype).sum_to_size(part.shape)
 
-    def _part(self, term: Tensor | None, tile: Tile) -> Tensor | None:
-        if term is None:
-            return None
+    def part(self, term: Tensor, tile: Tile) -> Tensor:
+        """A tile's part of a mask or bias, (samples, rows, keys) with 1 where shared."""
         term = as_4d(term)
         # Rows and keys first, which are views: the samples are gathered and copied.
         term = term[:, :, tile.rows] if term.shape[2] > 1 else term

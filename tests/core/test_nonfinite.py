@@ -7,8 +7,8 @@ import torch
 from oracles import assert_accurate, assert_near, scalar
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cvattn.core import attention
-from cvattn.core.attention import Route, attend
+from cvattn.core import attention, use_route
+from cvattn.core.attention import Route, routing
 
 LENGTH = 5
 
@@ -19,7 +19,7 @@ LENGTH = 5
     ("route", "value_width"), [("fused", 3), ("padded", 11), ("direct", 11), ("tiled", 11)]
 )
 def test_not_finite_is_seen_by_those_who_may_alone(route, value_width, size, said, monkeypatch):
-    monkeypatch.setattr(attend, "choose_route", lambda call: Route(route, "forced", {}))
+    monkeypatch.setattr(routing, "choose_route", lambda call: Route(route, "forced", {}))
     mask = torch.ones(LENGTH, size, dtype=torch.bool)
     mask[:, 2], mask[1, 2] = False, True
     bias = torch.zeros(LENGTH, size, dtype=torch.float64).masked_fill(~mask, -math.inf)
@@ -71,23 +71,35 @@ class Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("hides", [False, True])
-@pytest.mark.parametrize("said", ["mask", "bias"])
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("said", ["mask", "bias", "causal"])
 @pytest.mark.parametrize("route", ["fused", "direct"])
-def test_guards_cost_nothing_where_nothing_is_hidden(route, said, hides, monkeypatch):
-    monkeypatch.setattr(attend, "choose_route", lambda call: Route(route, "forced", {}))
+def test_guards_cost_nothing_where_everything_is_finite(route, said, bad):
+    """Masked attention of finite numbers is what it would be without the care for others."""
     query, key, value = (torch.randn(2, 3, n, 3) for n in (LENGTH, 7, 7))
     mask = torch.ones(LENGTH, 7, dtype=torch.bool)
-    mask[1, 2] = not hides
+    mask[1, 2] = False
     bias = torch.randn(3, LENGTH, 7)[None].masked_fill(~mask, -math.inf)
-    terms = {"attn_mask": mask} if said == "mask" else {"attn_bias": bias}
-    with Operators() as operators:
-        output = attention(query, key, value, **terms)
-    assert ("nan_to_num" in operators.names) == hides
-    scores = query @ key.mT / math.sqrt(3)
-    scores = scores.masked_fill(~mask, -math.inf) if said == "mask" else scores + bias
-    assert_near(output, scores.softmax(-1) @ value)
+    terms = {
+        "mask": {"attn_mask": mask},
+        "bias": {"attn_bias": bias},
+        "causal": {"is_causal": True},
+    }
+    if bad:
+        key[1, 2, 2, 0] = math.inf
+    with use_route(route), Operators() as operators:
+        attention(query, key, value, **terms[said])
+    assert ("nan_to_num" in operators.names) == bad
+
+
+@pytest.mark.parametrize("said", ["mask", "bias"])
+def test_guards_cost_nothing_where_nothing_is_hidden(said):
+    query, key, value = (torch.randn(2, 3, n, 3) for n in (LENGTH, 7, 7))
+    key[1, 2, 2, 0] = math.inf
+    shown = {"mask": torch.ones(LENGTH, 7, dtype=torch.bool), "bias": torch.randn(LENGTH, 7)}[said]
+    with use_route("direct"), Operators() as operators:
+        attention(query, key, value, **{f"attn_{said}": shown})
+    assert "nan_to_num" not in operators.names
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.trace.:FutureWarning")

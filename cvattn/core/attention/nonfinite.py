@@ -3,11 +3,15 @@
 A weight of 0 does not hide a NaN: 0 x NaN is NaN, in the products and in their gradients.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from cvattn.core.attention.inputs import can_ask, value_of
 
-def shield(
+
+def split_nonfinite(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -18,36 +22,50 @@ def shield(
     """Finite q, k and v, and what to add to each row of the result to say where they were not.
 
     A row whose query is not finite, or that may attend to a key or value that is not, becomes NaN;
-    other rows are as if the rest did not exist. Without mask and causality everything is seen, and
-    the products say it themselves.
+    other rows are as if the rest did not exist.
 
     Args:
-        allowed: bool, (L, S) or broadcastable to (B, heads, L, S), or None.
+        allowed: bool, (L, S) or broadcastable to (B, heads, L, S), or None: everything is seen.
         is_causal: also hide the keys after i + (S - L) from query i; only without ``allowed``.
 
     Returns:
-        q, k, v, and a float32 (B, heads, L, 1) of 0 and NaN, or None where nothing is hidden.
+        q, k, v, and a float32 (B, heads, L, 1) of 0 and NaN.
     """
-    if allowed is None and not is_causal:
-        return query, key, value, None
+    sees: Tensor | bool
     bad_keys = _not_finite(key) | _not_finite(value)
-    if allowed is None:
+    if is_causal:
         last = torch.arange(query.shape[2], device=key.device) + key.shape[2] - query.shape[2]
         bad = bad_keys.cumsum(-1)[..., last.clamp(min=0)] > 0
         bad, sees = bad & (last >= 0), last >= 0
+    elif allowed is None:
+        bad, sees = bad_keys.any(-1, keepdim=True), key.shape[2] > 0
     else:
         allowed = allowed if allowed.ndim == 4 else allowed[None, None]
         sees = allowed.any(-1)
         # A product, not `(allowed & bad).any(-1)`, which spells a shared mask out for every sample.
-        bad = torch.einsum("bhls,bhs->bhl", allowed.float(), bad_keys.float()) > 0
+        # Zeros and ones in half precision, where that is not emulated: the sum need only be > 0.
+        dtype = torch.float32 if key.device.type == "cpu" else torch.float16
+        bad = torch.einsum("bhls,bhs->bhl", allowed.to(dtype), bad_keys.to(dtype)) > 0
     bad = bad | (_not_finite(query) & sees)
     mark = torch.zeros_like(bad, dtype=torch.float32).masked_fill(bad, float("nan"))[..., None]
     return _finite(query), _finite(key), _finite(value), mark
 
 
-def add_mark(result: Tensor, mark: Tensor | None) -> Tensor:
+def propagate_nonfinite(result: Tensor, mark: Tensor | None) -> Tensor:
     """The mark is added, not filled in: the gradients of marked rows are NaN as well."""
     return result if mark is None else result + mark.to(result.dtype)
+
+
+def all_finite(*tensors: Tensor) -> bool:
+    """Whether no element is NaN or infinite. False also where one would have to wait to know.
+
+    Also False, rarely, for finite elements whose sum is not, which costs time alone.
+    """
+    if not can_ask(tensors[0].device):
+        return False
+    # One fast pass each, where isfinite() and all() are six.
+    sums = (value_of(x.detach().sum()) for x in tensors)
+    return all(each is not None and math.isfinite(each) for each in sums)
 
 
 def _not_finite(x: Tensor) -> Tensor:

@@ -1,0 +1,77 @@
+"""Choosing the route of attention by name, and recording which routes were taken."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import get_args
+
+from cvattn.core.attention.plan import AttentionCall, Route, RouteName, choose_route, why_impossible
+
+Record = list[tuple[AttentionCall, Route]]
+
+# Of this thread and task alone.
+_ASKED: ContextVar[RouteName | None] = ContextVar("_ASKED", default=None)
+_RECORDS: ContextVar[tuple[Record, ...]] = ContextVar("_RECORDS", default=())
+
+
+@contextmanager
+def use_route(name: RouteName) -> Iterator[None]:
+    """Let each :func:`attention` called inside the block take the route of this name.
+
+    The result does not depend on the route: its time and memory do, and which derivatives there
+    are::
+
+        with cvattn.core.use_route("tiled"):  # memory linear in the tokens, second derivatives
+            penalty = gradient_penalty(discriminator, images)
+
+    Blocks may be nested; the innermost one counts. It counts in the thread (and asyncio task) that
+    opened it. A function under ``torch.compile`` called inside the block is compiled for it; the
+    block itself cannot be opened in a compiled function.
+
+    Args:
+        name: "fused", "padded", "tiled" or "direct", see :class:`cvattn.core.attention.Route`.
+
+    Raises:
+        ValueError: no such route; or, from :func:`attention`, one that cannot compute the call, and
+            why.
+    """
+    if name not in get_args(RouteName):
+        raise ValueError(f"route {name!r} is none of: {', '.join(get_args(RouteName))}")
+    token = _ASKED.set(name)
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
+
+
+@contextmanager
+def record_routes() -> Iterator[Record]:
+    """Collect each call of :func:`attention` made inside the block, and the route that it took.
+
+    Calls of other threads are not collected.
+    """
+    record: Record = []
+    token = _RECORDS.set((*_RECORDS.get(), record))
+    try:
+        yield record
+    finally:
+        _RECORDS.reset(token)
+
+
+def take_route(call: AttentionCall) -> Route:
+    """The route that was asked for, else the one that the plan chooses; told to open records."""
+    name = _ASKED.get()
+    route = choose_route(call) if name is None else _asked_route(name, call)
+    for record in _RECORDS.get():
+        record.append((call, route))
+    return route
+
+
+def _asked_route(name: RouteName, call: AttentionCall) -> Route:
+    unable = why_impossible(name, call)
+    if unable is not None:
+        raise ValueError(
+            f'use_route("{name}") cannot compute this attention: {unable}. Without it the route '
+            f'would be "{choose_route(call).name}".'
+        )
+    return Route(name, f'asked for by use_route("{name}")', {})

@@ -2,6 +2,7 @@
 
     python benchmarks/attention.py                    all cases; leaves out what is measured already
     python benchmarks/attention.py --only 'scan*'     some of them
+    python benchmarks/attention.py --only 'padding-*' 'causal-*' '*bfloat16*'
     python benchmarks/attention.py --plot             the picture and the table again, from the file
 
 Each case is timed in a process of its own, in which the methods take turns; each peak of memory is
@@ -60,7 +61,11 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--only", metavar="PATTERN", help="cases by name; *, ? and [] as in a shell"
+        "--only",
+        metavar="PATTERN",
+        nargs="+",
+        default=["*"],
+        help="cases by name; *, ? and [] as in a shell",
     )
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     parser.add_argument("--rounds", type=int, help="exactly this many rounds in every case")
@@ -74,7 +79,7 @@ def _arguments() -> argparse.Namespace:
     if args.output is not None and args.output.suffix != ".csv":
         parser.error(f"--output {args.output}: expected a name ending in .csv")
     if not _chosen(args):
-        parser.error(f"--only {args.only}: no case has such a name; --list names them")
+        parser.error(f"--only {' '.join(args.only)}: no case has such a name; --list names them")
     if args.list:
         print("\n".join(case.name for case in _chosen(args)))
         raise SystemExit
@@ -83,7 +88,7 @@ def _arguments() -> argparse.Namespace:
 
 def _chosen(args: argparse.Namespace) -> list[Case]:
     cases = QUICK_CASES if args.quick else CASES
-    return [c for c in cases if fnmatch.fnmatchcase(c.name, args.only or "*")]
+    return [c for c in cases if any(fnmatch.fnmatchcase(c.name, each) for each in args.only)]
 
 
 def _measure(

@@ -11,6 +11,7 @@ COMMON = tuple(f"common{layout}" for layout in LAYOUTS)
 SDPA = tuple(f"SDPA{layout}" for layout in LAYOUTS)
 TIMM, MHA, MHA_WEIGHTS = "timm", "nn.MHA", "nn.MHA weights"
 ROW = "ours with class row"
+TOKEN_SDPA = "SDPA"  # our own layers around torch's kernel
 # The upper end of the 95 % interval may lie this much above the figure.
 ALLOWANCE = 0.03
 # The common block's forward and backward hold about this many N x N matrices at their peak.
@@ -31,6 +32,7 @@ class Case:
         name: unique; what ``--only`` looks at.
         kind: ``map`` (common form), ``pooled`` (released form), ``tokens`` or ``class_row``.
         shape: (B, C, H, W) of a map, (B, N, D) of tokens.
+        mask: "padding" = a sample of tokens ends early, in each another length; "causal"; or "".
         methods: what runs side by side; the first is the subject, the others its alternatives.
         rivals: the alternatives among which the fastest is "the best"; () = all of them.
         time_targets: highest ratio subject : alternative, by method; ``best`` = the fastest rival.
@@ -46,6 +48,7 @@ class Case:
     passes: str
     methods: tuple[str, ...]
     heads: int = 1
+    mask: Literal["", "padding", "causal"] = ""
     rivals: tuple[str, ...] = ()
     time_targets: Mapping[str, float] = field(default_factory=dict)
     memory_target: float | None = None
@@ -67,7 +70,7 @@ class Case:
 
     def stored_bytes(self, method: str) -> float:
         """About what a method that stores N x N matrices holds at its peak; 0 for the others."""
-        if not method.startswith(("common", "SDPA")):
+        if self.kind not in ("map", "pooled") or not method.startswith(("common", "SDPA")):
             return 0.0
         keys = self.tokens / 4 if self.kind == "pooled" else self.tokens
         size = 2 if self.dtype == "bfloat16" else 4
@@ -114,6 +117,29 @@ def _token_case(
     )
 
 
+def _masked_case(
+    shape: tuple[int, int, int],
+    heads: int,
+    dtype: str,
+    passes: str,
+    mask: Literal["padding", "causal"],
+    *,
+    prefix: str = "",
+    loose: bool = False,
+) -> Case:
+    return Case(
+        name=f"{prefix}{mask}-{shape[1]}-{dtype}-{passes}",
+        kind="tokens",
+        dtype=dtype,
+        shape=shape,
+        passes=passes,
+        methods=(OURS, TOKEN_SDPA, TIMM, MHA),
+        heads=heads,
+        mask=mask,
+        time_targets={} if loose else {TOKEN_SDPA: 1.05},
+    )
+
+
 def _row_case(
     shape: tuple[int, int, int], heads: int, dtype: str, *, prefix: str = "", loose: bool = False
 ) -> Case:
@@ -146,6 +172,7 @@ def _scan_case(side: int) -> Case:
 
 _LARGE, _SMALL = (2, 128, 100, 100), ((32, 128, 32, 32), (64, 128, 16, 16), (128, 256, 8, 8))
 _DTYPES = ("float32", "bfloat16")
+_MASKS: tuple[Literal["padding", "causal"], ...] = ("padding", "causal")
 
 CASES: tuple[Case, ...] = (
     _map_case(_LARGE, "float32", BOTH, time=0.72, memory=1 / 12),
@@ -156,6 +183,13 @@ CASES: tuple[Case, ...] = (
     _map_case((8, 256, 64, 64), "float32", BOTH, time=0.85, memory=1 / 6, pooled=True),
     *(_token_case((256, 65, 192), 3, d) for d in _DTYPES),
     *(_token_case((8, 1025, 384), 6, d) for d in _DTYPES),
+    *(
+        _masked_case(shape, heads, d, passes, mask)
+        for mask in _MASKS
+        for shape, heads in (((64, 65, 192), 3), ((4, 512, 384), 6))
+        for d in _DTYPES
+        for passes in (BOTH, FORWARD)
+    ),
     *(_row_case((256, 65, 192), 3, d) for d in _DTYPES),
     *(_row_case((8, 1025, 384), 6, d) for d in _DTYPES),
     *(_row_case((2, n, 384), 6, "float32", prefix="scan-", loose=True) for n in (257, 1025, 4097)),
@@ -169,6 +203,10 @@ QUICK_CASES: tuple[Case, ...] = (
         (2, 16, 12, 18), "bfloat16", BOTH, time=9.9, memory=9.9, pooled=True, prefix="quick-"
     ),
     _token_case((3, 17, 24), 2, "float32", prefix="quick-", loose=True),
+    *(
+        _masked_case((3, 17, 24), 2, "bfloat16", BOTH, mask, prefix="quick-", loose=True)
+        for mask in _MASKS
+    ),
     _row_case((3, 17, 24), 2, "float32", prefix="quick-", loose=True),
 )
 

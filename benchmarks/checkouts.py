@@ -89,7 +89,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("old", help="a commit, or a folder that has a cvattn")
-    parser.add_argument("--only", metavar="PATTERN", default="*", help="cases by name")
+    parser.add_argument("--only", metavar="PATTERN", nargs="+", help="cases by name")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--bound", type=float, default=1.03, help="highest median of new : old")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
@@ -97,11 +97,14 @@ def main() -> int:
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"--rounds {args.rounds}: expected at least 1")
-    cases = [c for c in CASES + QUICK_CASES if fnmatch.fnmatchcase(c.name, args.only)]
-    if args.only == "*":
-        cases = list(CASES)
+    cases = list(CASES)
+    if args.only:
+        every = CASES + QUICK_CASES
+        cases = [c for c in every if any(fnmatch.fnmatchcase(c.name, each) for each in args.only)]
     if not cases:
-        parser.error(f"--only {args.only}: no case has such a name; attention.py --list names them")
+        parser.error(
+            f"--only {' '.join(args.only)}: no case has such a name; attention.py --list names them"
+        )
     options = ["--clock", args.clock]
     if args.threads:
         options += ["--threads", str(args.threads)]

@@ -4,11 +4,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from cases import BOTH, MHA, MHA_WEIGHTS, OURS, ROW, TIMM, Case
-from peers import CommonSelfAttention, SdpaSelfAttention, timm_attention, torch_attention
+from cases import BOTH, MHA, MHA_WEIGHTS, OURS, ROW, TIMM, TOKEN_SDPA, Case
+from peers import (
+    CommonSelfAttention,
+    SdpaSelfAttention,
+    TokenSdpa,
+    timm_attention,
+    torch_attention,
+)
 from torch import Tensor, nn
 
 from cvattn import MultiHeadAttention, SelfAttention2d
+from cvattn.core import masks
 
 SEED = 20263
 # Large enough that attention's part of the output is not lost beside x in bfloat16.
@@ -46,9 +53,16 @@ def build_method(case: Case, name: str) -> Method:
         module = ours if kind == OURS else peers[kind](ours)
     else:
         tokens = _our_tokens(case)
-        modules = {TIMM: timm_attention, MHA: torch_attention, MHA_WEIGHTS: torch_attention}
+        modules = {
+            TOKEN_SDPA: TokenSdpa,
+            TIMM: timm_attention,
+            MHA: torch_attention,
+            MHA_WEIGHTS: torch_attention,
+        }
         module = modules[kind](tokens) if kind in modules else tokens
         call = {ROW: _call_row, MHA: _call_torch, MHA_WEIGHTS: _call_torch_weights}.get(kind, _call)
+        if case.mask:
+            call = _masked_call(case, kind)
     dtype = getattr(torch, case.dtype)
     return Method(module.to(dtype=dtype, memory_format=layout).train(), call, layout)
 
@@ -77,6 +91,15 @@ def step(case: Case, method: Method, data: Data) -> tuple[Tensor, ...]:
     output = method.call(method.module, data.x)
     wanted = [data.x, *method.module.parameters()]
     return (output.detach(), *torch.autograd.grad(output, wanted, data.upstream))
+
+
+def exact_step(case: Case) -> tuple[Tensor, ...]:
+    """The subject's step in float64, on the weights and numbers that the case's dtype has."""
+    method = build_method(case, case.subject)
+    data = make_data(case, method.layout)
+    x = data.x.detach().double().requires_grad_(data.x.requires_grad)
+    exact = method._replace(module=method.module.double())
+    return step(case, exact, Data(x, data.upstream.double()))
 
 
 def distance(case: Case, data: Data, ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> float:
@@ -125,6 +148,26 @@ def _our_tokens(case: Case) -> MultiHeadAttention:
 
 def _call(module: nn.Module, x: Tensor) -> Tensor:
     return module(x)
+
+
+def _masked_call(case: Case, kind: str) -> Callable[[nn.Module, Tensor], Tensor]:
+    """The call with the case's mask, as each side takes it: True hides in ``nn.MHA``."""
+
+    def call(module: nn.Module, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        if case.mask == "causal" and kind == MHA:
+            hidden = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+            return module(x, x, x, attn_mask=hidden, is_causal=True, need_weights=False)[0]
+        if case.mask == "causal":
+            return module(x, is_causal=True)
+        # From half of the tokens to all of them.
+        lengths = torch.linspace(tokens / 2, tokens, batch).long()
+        seen = masks.length_mask(lengths, tokens)
+        if kind == MHA:
+            return module(x, x, x, key_padding_mask=~seen[:, 0, 0], need_weights=False)[0]
+        return module(x, attn_mask=seen)
+
+    return call
 
 
 def _call_row(module: nn.Module, x: Tensor) -> Tensor:

@@ -63,6 +63,25 @@ class SdpaSelfAttention(MapPeer):
         return attended.squeeze(1).transpose(1, 2)
 
 
+class TokenSdpa(nn.Module):
+    """Our layers around ``F.scaled_dot_product_attention``; masks as that takes them."""
+
+    def __init__(self, ours: MultiHeadAttention) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            copy.deepcopy(layer) for layer in (ours.q_proj, ours.k_proj, ours.v_proj, ours.out_proj)
+        )
+        self.num_heads = ours.num_heads
+
+    def forward(
+        self, x: Tensor, *, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        heads = (self.num_heads, -1)
+        q, k, v = (layer(x).unflatten(-1, heads).transpose(1, 2) for layer in self.layers[:3])
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal)
+        return self.layers[3](attended.transpose(1, 2).flatten(2))
+
+
 def timm_attention(ours: MultiHeadAttention) -> nn.Module:
     """timm's ``Attention`` with our weights."""
     from timm.layers import Attention  # takes as long to import as torch, and memory

@@ -3,7 +3,8 @@
 ``ratio`` on the row of an alternative is subject : that alternative. On the subject's own row it is
 subject : the best of its rivals, named in ``versus``; ``memory_ratio`` there is subject : common
 block. On maps each side is taken in the layout, contiguous or channels last, in which it is faster
-(for times) or takes less (for memory).
+(for times) or takes less (for memory). ``error`` is that of bfloat16 against float64, the larger of
+two relative 2-norms: of attention's part of the output, and of the input's gradient.
 """
 
 import csv
@@ -20,7 +21,7 @@ COLUMNS = (
     *("median_ms", "q1_ms", "q3_ms", "rounds", "peak_mib", "total_mib"),
     *("versus", "ratio", "ratio_low", "ratio_high", "memory_ratio"),
     *("target_ratio", "ratio_met", "target_memory_ratio", "target_total_mib", "memory_met"),
-    *("note", "torch", "commit", "cpu", "threads", "bf16_instructions", "date"),
+    *("error", "note", "torch", "commit", "cpu", "threads", "bf16_instructions", "date"),
 )
 Row = dict[str, str]
 
@@ -57,6 +58,8 @@ def _row(
         low, middle, high = quartiles(times[name])
         row |= _text(median_ms=middle, q1_ms=low, q3_ms=high)
         row["rounds"] = str(len(times[name]))
+        if name in timing["errors"]:
+            row |= _text(error=timing["errors"][name])
         _compare_times(row, case, name, subject, times)
     if "peak_mib" in peaks[name]:
         row |= _text(peak_mib=peaks[name]["peak_mib"], total_mib=peaks[name]["total_mib"])

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from cases import FEWEST, MOST, Case, find_case
 from machine import too_large
-from methods import SEED, TOLERANCE, build_method, distance, make_data, step
+from methods import SEED, TOLERANCE, build_method, distance, exact_step, make_data, step
 
 
 def time_case(case: Case, *, rounds: int | None, seconds: float, sample: float) -> dict:
@@ -30,7 +30,7 @@ def time_case(case: Case, *, rounds: int | None, seconds: float, sample: float) 
     """
     refused = {name: too_large(case, name) for name in case.methods}
     names = [name for name in case.methods if not refused[name]]
-    steps, firsts = _agreeing_steps(case, names)
+    steps, firsts, errors = _agreeing_steps(case, names)
     repeats = {name: _repeats(steps[name], firsts[name], sample) for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
     shuffle = random.Random(SEED).shuffle
@@ -48,19 +48,21 @@ def time_case(case: Case, *, rounds: int | None, seconds: float, sample: float) 
         "times": times,
         "notes": {name: note for name, note in refused.items() if note},
         "threads": torch.get_num_threads(),
+        "errors": errors,
     }
 
 
 def _agreeing_steps(
     case: Case, names: list[str]
-) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """One step of each method to call, and the seconds of the first one.
+) -> tuple[dict[str, Callable[[], object]], dict[str, float], dict[str, float]]:
+    """One step of each method to call, the seconds of the first one, and errors in bfloat16.
 
     Raises RuntimeError unless all compute what the subject computes.
     """
     steps: dict[str, Callable[[], object]] = {}
-    firsts = {}
+    firsts, errors = {}, {}
     expected = None
+    exact = exact_step(case) if case.dtype == "bfloat16" else None
     for name in names:
         method = build_method(case, name)
         data = make_data(case, method.layout)
@@ -75,8 +77,10 @@ def _agreeing_steps(
                 f"{case.name}: {case.subject} and {name} differ by {apart:.2g}, at most "
                 f"{TOLERANCE[case.dtype]:.2g} was expected"
             )
+        if exact is not None:
+            errors[name] = distance(case, data, result, exact)
         steps[name] = lambda method=method, data=data: step(case, method, data)
-    return steps, firsts
+    return steps, firsts, errors
 
 
 def _repeats(run: Callable[[], object], first: float, sample: float) -> int:

@@ -53,6 +53,34 @@ def test_every_method_agrees_with_ours(kind: str) -> None:
                 assert_near(actual[parameter], expected[parameter], f"{name}, {parameter}")
 
 
+@pytest.mark.parametrize("mask", ["padding", "causal"])
+def test_masked_methods_agree_and_the_mask_hides(mask: str) -> None:
+    case = next(each for each in cases.QUICK_CASES if each.mask == mask)
+    case = dataclasses.replace(case, shape=SHAPES["tokens"], dtype="float64")
+
+    def run(case: cases.Case, name: str) -> tuple[torch.Tensor, ...]:
+        method = methods.build_method(case, name)
+        return methods.step(case, method, methods.make_data(case, method.layout))
+
+    ours = run(case, "ours")
+    for name in case.methods[1:]:
+        for mine, theirs in zip(ours[:2], run(case, name)[:2], strict=True):
+            assert_near(theirs, mine, what=name)
+    bare = run(dataclasses.replace(case, mask=""), "ours")
+    assert (bare[0] - ours[0]).norm() > 0.01 * ours[0].norm()
+
+
+def test_the_error_of_bfloat16_is_against_float64() -> None:
+    case = dataclasses.replace(small_case("map"), dtype="bfloat16")
+    exact = methods.exact_step(case)
+    assert exact[0].dtype == torch.float64
+    method = methods.build_method(case, "ours")
+    data = methods.make_data(case, method.layout)
+    error = methods.distance(case, data, methods.step(case, method, data), exact)
+    assert torch.finfo(torch.bfloat16).eps / 16 < error < methods.TOLERANCE["bfloat16"]
+    assert made_rows(case, 0.5, 1.0)[0]["error"] == "0.00325"
+
+
 def test_input_layouts_differ_and_gamma_is_not_0() -> None:
     case = small_case("map")
     last = methods.build_method(case, "common channels_last")
@@ -124,7 +152,7 @@ def made_rows(case: cases.Case, factor: float, peak: float) -> list[rows.Row]:
         n: {"peak_mib": peak if n == case.subject else 100.0, "total_mib": 300.0}
         for n in case.methods
     }
-    timing = {"times": times, "notes": {}, "threads": 2}
+    timing = {"times": times, "notes": {}, "threads": 2, "errors": {case.subject: 0.00325}}
     return rows.make_rows(case, timing, peaks, {"torch": "1", "commit": "a", "cpu": "c"})
 
 

@@ -18,11 +18,13 @@ from cvattn.core.attention.tiles import Terms, Tile
 def takes(query: Tensor, key: Tensor, value: Tensor, terms: Terms, dropout_p: float) -> bool:
     """Whether the kernel computes what the tiles would.
 
-    It takes no dropout. NaN it treats in its own way: where nothing is hidden the numbers must be
+    It takes no dropout, and fails on a processor with AMX where torch is told to do without AVX512
+    (``ATEN_CPU_CAPABILITY``). NaN it treats in its own way: where nothing is hidden the numbers must be
     finite, and with a mask the tiles see to that. A bias may have any values.
     """
     return (
         query.device.type == "cpu"
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and product_dtype(query.device, query.dtype) == torch.bfloat16
         and key.shape[2] >= LEAST_FUSED_KEYS
         and query.shape[2] > 0

@@ -19,8 +19,8 @@ def takes(query: Tensor, key: Tensor, value: Tensor, terms: Terms, dropout_p: fl
     """Whether the kernel computes what the tiles would.
 
     It takes no dropout, and fails on a processor with AMX where torch is told to do without AVX512
-    (``ATEN_CPU_CAPABILITY``). NaN it treats in its own way: where nothing is hidden the numbers must be
-    finite, and with a mask the tiles see to that. A bias may have any values.
+    (``ATEN_CPU_CAPABILITY``). NaN it treats in its own way: where nothing is hidden, the numbers
+    must be finite; with a mask, the tiles see to that. Biases may be anything: not here.
     """
     return (
         query.device.type == "cpu"

@@ -49,12 +49,11 @@ def _tangent(
         for group in tile_weights(query, key, value, terms, scale):
             # All of it in the scores' dtype, float32 at least: the change of a softmax cancels.
             exact = group.buffers.scores.dtype
-            queries, all_keys, values, d_queries, d_keys, d_values = (
-                None if x is None else x.to(exact)
-                for x in (
-                    *(group.queries, group.keys, group.values),
-                    *(None if x is None else x[group.samples] for x in given),
-                )
+            queries, all_keys, values = (
+                x.to(exact) for x in (group.queries, group.keys, group.values)
+            )
+            d_queries, d_keys, d_values = (
+                None if x is None else x[group.samples].to(exact) for x in given
             )
             for tile in group.tiles:
                 rows, keys = tile.rows, tile.keys

@@ -28,7 +28,7 @@ PUBLIC = {
     "cvattn.data": "BatchLoader CIFAR100Data CIFAR10Data Choice DataError DataInfo DataModule "
     "DigitLinesData DigitsData Facts FolderData ImageDataModule LineFolderData StringsData VIEWS "
     "choose views_of",
-    "cvattn.system": "csv_cell is_offline printable",
+    "cvattn.system": "csv_cell figures is_offline printable",
     "cvattn.checkpoint": "CheckpointError load read save",
     "cvattn.core.masks": "causal_mask combine_masks from_additive from_torch_masks from_zero_one "
     "length_mask local_mask_2d padding_mask",

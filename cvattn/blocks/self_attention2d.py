@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cvattn.blocks.plain_layers import is_plain
 from cvattn.core.attention import attention, attention_weights
 from cvattn.core.attention.inputs import check_rows_wanted
+from cvattn.core.observed import Observed, Observers
 
 # One node each in a graph of torch.fx: they branch on shapes, which a tracer does not know.
 torch.fx.wrap("attention")
@@ -57,6 +58,8 @@ class SelfAttention2d(nn.Module):
     Raises:
         ValueError: channels that do not fit each other or the input.
     """
+
+    observers: Observers = ()
 
     def __init__(
         self,
@@ -192,6 +195,9 @@ class SelfAttention2d(nn.Module):
         q = self._tokens(self.query(tokens))
         k = self._tokens(self._pool(self.key(tokens)))
         v = self._tokens(self._pool(self.value(tokens)))
+        for observe in self.observers:
+            size = (x.shape[-2], x.shape[-1])
+            observe(Observed(q, k, {"scale": 1.0}, size=size))
         output = self._add(x, attention(q, k, v, scale=1.0))
         return (output, attention_weights(q, k, scale=1.0, rows=rows)) if need_weights else output
 

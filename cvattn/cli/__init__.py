@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from cvattn.cli.common import CommandError, near
+from cvattn.system import is_offline, printable
 
 # One module for each, with ``run(arguments) -> exit code``; imported when it is called for.
 COMMANDS = {
@@ -50,11 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not name:
             print(USAGE, file=sys.stderr)
             return 2
+        try:
+            is_offline()
+        except ValueError as error:
+            raise CommandError(str(error)) from None
         if name not in COMMANDS:
             raise CommandError(f"unknown command {name!r}{near(name, COMMANDS)}")
         return importlib.import_module(f"cvattn.cli.{name}").run(rest)
     except CommandError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error), lines=True)}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

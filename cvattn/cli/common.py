@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cvattn.checkpoint import ON_BOARD, CheckpointError, load
+from cvattn.system import printable
 
 CHECKPOINT_HELP = f"a .ckpt file of a run (checkpoints/last.ckpt), or {' or '.join(ON_BOARD)}"
 
@@ -34,9 +35,9 @@ def near(given: str, known: Iterable[str]) -> str:
     return f"; there are: {', '.join(known)}" if known else ""
 
 
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path that can be printed, whatever bytes are in it."""
-    return os.fsencode(path).decode(errors="replace")
+def shown(name: str | os.PathLike[str]) -> str:
+    """A path or a class's name that can be printed, whatever is in it."""
+    return printable(os.fspath(name))
 
 
 class Parser(argparse.ArgumentParser):

@@ -23,6 +23,7 @@ from cvattn.cli.data_choice import MODULES, choose_data, loaded
 from cvattn.cli.figures import draw_confusion, draw_reliability
 from cvattn.cli.measures import BINS, Measures, measure
 from cvattn.data import VIEWS, BatchLoader, DataInfo, ImageDataModule, views_of
+from cvattn.system import csv_cell, figures
 
 _MOST_ROWS = 50
 
@@ -35,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
     data, notes = choose_data(trained, args.data)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     for note in notes:
-        errors.print(f"note: {note}", markup=False)
+        errors.print(f"note: {shown(note)}", markup=False)
     info = loaded(data)
     folder = Path(args.output) if args.output else default_folder(Path(args.checkpoint))
     loader = _loader(data, trained, args.split)
@@ -133,15 +134,18 @@ def _write(
         },
     }
     title = f"{content['network']} on {info.label}, {_what(args)}: accuracy {measures.accuracy:.2%}"
-    draw_confusion(measures, trained.outputs, folder / "confusion.png", title=title)
-    draw_reliability(measures, folder / "reliability.png", title=title)
-    with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / "confusion.csv").open(
+        "w", newline="", encoding="utf-8", errors="backslashreplace"
+    ) as file:
         rows = csv.writer(file)
-        rows.writerow(["is \\ taken for", *trained.outputs])
-        rows.writerows(
-            [name, *row] for name, row in zip(trained.outputs, measures.confusion, strict=True)
-        )
+        names = [csv_cell(name) for name in trained.outputs]
+        rows.writerow(["is \\ taken for", *names])
+        rows.writerows([name, *row] for name, row in zip(names, measures.confusion, strict=True))
     (folder / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with figures.spared("confusion.png"):
+        draw_confusion(measures, trained.outputs, folder / "confusion.png", title=title)
+    with figures.spared("reliability.png"):
+        draw_reliability(measures, folder / "reliability.png", title=title)
 
 
 def _what(args) -> str:
@@ -171,9 +175,9 @@ def _show(
         wrong = confusion[i].copy()
         wrong[i] = 0
         worst = int(wrong.argmax())
-        mistake = f"{trained.outputs[worst]} ({wrong[worst]})" if wrong[worst] else ""
+        mistake = f"{shown(trained.outputs[worst])} ({wrong[worst]})" if wrong[worst] else ""
         table.add_row(
-            Text(trained.outputs[i]),
+            Text(shown(trained.outputs[i])),
             f"{confusion[i].sum():,}",
             f"{measures.class_accuracy[i]:.2%}",
             Text(mistake),

@@ -1,6 +1,5 @@
 """The pictures of ``cvattn evaluate``."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from cvattn.cli.measures import Measures
+from cvattn.harness.files import whole_file
+from cvattn.system import figures
 
 _MOST_NUMBERS = 25  # classes up to which counts can be read in their squares
 _MOST_NAMES = 60
@@ -35,16 +36,17 @@ def draw_confusion(measures: Measures, names: Sequence[str], path: Path, *, titl
                 color="white" if shares[row, column] > 0.55 else "black",
             )
     if size <= _MOST_NAMES:
-        short = [_plain(name) for name in names]
+        short = [figures.label(name, 18) for name in names]
         axes.set_xticks(range(size), short, rotation=90 if max(map(len, short)) > 2 else 0)
         axes.set_yticks(range(size), short)
         axes.tick_params(labelsize=8 if size <= _MOST_NUMBERS else 6)
     axes.set_xlabel("taken for")
     axes.set_ylabel("is")
-    axes.set_title(_plain(title, 70), fontsize=10)
+    axes.set_title(figures.label(title, 70), fontsize=10)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, label="share of the true class")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0))
-    _save(figure, path)
+    with whole_file(path) as file:
+        figures.save(figure, file)
 
 
 def draw_reliability(measures: Measures, path: Path, *, title: str) -> None:
@@ -76,23 +78,11 @@ def draw_reliability(measures: Measures, path: Path, *, title: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.legend(fontsize=8, loc="upper left", frameon=False)
     error = f"expected calibration error {measures.calibration_error:.2%}"
-    axes.set_title(f"{_plain(title, 60)}\n{error} ({len(left)} bins)", fontsize=10)
+    axes.set_title(f"{figures.label(title, 60)}\n{error} ({len(left)} bins)", fontsize=10)
     below.bar(left, [b.count for b in measures.bins], width, align="edge", color="tab:grey")
     below.set(xlabel="probability of the likeliest class", ylabel="images")
     below.xaxis.set_major_formatter(PercentFormatter(1.0))
     for part in (axes, below):
         part.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings():
-        # Scripts that matplotlib's font lacks become boxes; the CSV has the names.
-        warnings.filterwarnings("ignore", message=".*missing from font.*")
-        figure.savefig(path, dpi=130)
-
-
-def _plain(text: str, longest: int = 18) -> str:
-    """Cut to length, and with no $: matplotlib reads mathematics between two of them."""
-    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
-    return text.replace("$", r"\$")
+    with whole_file(path) as file:
+        figures.save(figure, file)

@@ -49,7 +49,7 @@ def readable(paths: Iterable[Path], read: Callable[[Path], T]) -> Iterator[tuple
         try:
             yield path, read(path)
         except ImageError as error:
-            print(f"error: {shown(path)}: {error}", file=sys.stderr)
+            print(f"error: {shown(path)}: {shown(str(error))}", file=sys.stderr)
 
 
 def read_image(

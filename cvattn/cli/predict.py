@@ -78,9 +78,10 @@ def _show(rows: Sequence[tuple[str, Guesses]]) -> None:
         table = Table("file", *("is" if place == 0 else "or" for place in range(len(rows[0][1]))))
         for name, guesses in rows:
             # Text: a name such as [bold].png is no markup.
-            table.add_row(Text(name), *(Text(f"{c} {p:.1%}") for c, p in guesses))
+            table.add_row(Text(name), *(Text(f"{shown(c)} {p:.1%}") for c, p in guesses))
         Console().print(table)
         return
+    rows = [(name, [(shown(c), p) for c, p in guesses]) for name, guesses in rows]
     widths = [max(len(name) for name, _ in rows)]
     widths += [max(len(row[1][i][0]) for row in rows) for i in range(len(rows[0][1]))]
     for name, guesses in rows:

@@ -87,7 +87,7 @@ def read_lines(reading: Reading, files: Sequence[Path]) -> int:
     left = len(files)
     for path, pixels in readable(files, line_reader(reading.height)):
         text, probability = reading(pixels)
-        print(f"{shown(path):<{width}}  {text}  {probability:.2%}")
+        print(f"{shown(path):<{width}}  {shown(text)}  {probability:.2%}")
         left -= 1
     return int(left > 0)
 

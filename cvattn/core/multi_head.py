@@ -11,6 +11,7 @@ from cvattn.core.attention.inputs import check_rows_wanted, check_terms
 from cvattn.core.cache import KeyValues
 from cvattn.core.initial_values import reset_with
 from cvattn.core.masks import causal_mask, combine_masks
+from cvattn.core.observed import Observed, Observers
 
 # Checks and decisions about shapes: torch.fx keeps each of these as one call in its graphs.
 for _name in (
@@ -41,6 +42,8 @@ class MultiHeadAttention(nn.Module):
     Raises:
         ValueError: ``embed_dim`` not divisible by ``num_heads``; dropout out of [0, 1).
     """
+
+    observers: Observers = ()
 
     def __init__(
         self,
@@ -122,6 +125,8 @@ class MultiHeadAttention(nn.Module):
         q, k, v, terms = self._project(query, key, value, attn_mask, attn_bias, is_causal, cache)
         dropout = self.dropout if self.training else 0.0
         finite = cache is not None and cache.finite
+        for observe in self.observers:
+            observe(Observed(q, k, terms, is_self=key is None or key is query))
         heads = attention(q, k, v, dropout_p=dropout, keys_are_finite=finite, **terms)
         output = self.out_proj(heads.transpose(1, 2).flatten(2))
         if not need_weights:

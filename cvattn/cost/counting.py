@@ -1,16 +1,16 @@
 """Multiply-accumulates and parameters of a module."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from cvattn.core.copies import copy_with, running_uncompiled
 
-def count_parameters(module: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+def count_parameters(module: nn.Module, *, frozen: bool = False) -> int:
+    """Number of parameters that are trained; with ``frozen``, of those that are not, too."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or frozen)
 
 
 def count_macs(module: nn.Module, *inputs: Tensor) -> int:
@@ -20,9 +20,9 @@ def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     Nothing is computed: shapes alone pass through a copy of the module, so that large inputs cost
     no memory.
     """
-    shapes = copy.deepcopy(module).eval().to("meta")
+    shapes = copy_with(module, lambda tensor: tensor.to("meta")).eval()
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with running_uncompiled(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         shapes(*(given.to("meta") for given in inputs))
     return counter.get_total_flops() // 2
 

@@ -1,6 +1,5 @@
 """A module and its inputs as shapes on any device: all decisions are made, nothing is computed."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cvattn.core.copies import copy_with, running_uncompiled
 from cvattn.core.memory import unguarded
 
 
@@ -28,19 +28,12 @@ def as_shapes(
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device={device!r}; expected 'cpu' or 'cuda'")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        replaced: dict[int, Tensor] = {}
-        for parameter in module.parameters():
-            fake = nn.Parameter(_fake(parameter, device), parameter.requires_grad)
-            replaced[id(parameter)] = fake
-        for buffer in module.buffers():
-            replaced[id(buffer)] = _fake(buffer, device)
+        shapes = copy_with(module, lambda tensor: _fake(tensor, device)).train(training)
         fakes = [
             None if given is None else _fake(given, device).requires_grad_(given.requires_grad)
             for given in inputs
         ]
-    # copy takes what it is given for the tensors, and makes no copies of the real ones.
-    shapes = copy.deepcopy(module, dict[int, object](replaced)).train(training)
-    with unguarded(), mode, torch.set_grad_enabled(training):
+    with running_uncompiled(), unguarded(), mode, torch.set_grad_enabled(training):
         yield shapes, fakes
 
 

@@ -122,6 +122,10 @@ class SequenceDataModule(DataModule):
         """Every test sample once."""
         return self._loader("test")
 
+    def predict_dataloader(self) -> SequenceBatches:
+        """The test samples, in order; several processes take every n-th sample each."""
+        return self._loader("test")
+
     def examples(self, n: int, split: str = "val") -> Batch:
         """``n`` samples (or all, if fewer), the same in every run, whatever the seed."""
         check_int("n", n, minimum=1)

@@ -22,6 +22,7 @@ from cvattn.harness.position import Position, position_of
 from cvattn.harness.precision import probe_precision
 from cvattn.harness.provenance import commit
 from cvattn.harness.resume import (
+    check_continuable,
     check_same_data,
     last_of,
     new_overrides,
@@ -115,6 +116,8 @@ def assemble(cfg: DictConfig) -> Run:
         drawn = decide(f"seed of {cfg.run_dir}", lambda: Decision(str(torch.seed() % 2**31), ""))
         cfg.seed = int(drawn.choice)
     data, notes = settle(cfg, given)
+    if saved is not None:
+        check_continuable(saved, cfg)
     finished = saved is not None and _is_trained(cfg, saved, given)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     _check_trackers(cfg)

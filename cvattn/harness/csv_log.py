@@ -30,6 +30,7 @@ class CSVLog(Logger):
         self.path = Path(path)
         self.rows: dict[int, dict[str, Any]] = read_metrics(self.path)
         self._complained = False
+        self._waiting: dict[str, float] = {}
 
     @property
     def name(self) -> str:
@@ -49,10 +50,16 @@ class CSVLog(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = dict(metrics)
         epoch = values.pop("epoch", None)
-        if epoch is None or not values or any(key.startswith("test/") for key in values):
+        if epoch is None:
+            # Of a callback that logs by itself, such as LearningRateMonitor: the last values of an
+            # epoch go into its row.
+            self._waiting.update(values)
+            return
+        if not values or any(key.startswith("test/") for key in values):
             return
         row = self.rows.setdefault(int(epoch), {"epoch": int(epoch)})
-        row.update({"step": step, **values})
+        row.update({"step": step, **self._waiting, **values})
+        self._waiting.clear()
 
     def forget_from(self, epoch: int) -> None:
         """Drop the rows of this epoch and later ones, which are about to be trained again."""

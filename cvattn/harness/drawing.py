@@ -11,18 +11,24 @@ from cvattn.harness.assemble import Run
 from cvattn.harness.csv_log import CSVLog
 from cvattn.harness.pictures import draw_attention, draw_curves
 from cvattn.harness.reading_picture import draw_reading
+from cvattn.system import figures
 from cvattn.tasks import ClassificationTask, NetworkTask, SequenceTask
 
 
 def draw_run(run: Run, trainer: pl.Trainer) -> None:
-    """``curves.png``, and ``attention.png`` if there is attention to be drawn."""
+    """``curves.png``, and ``attention.png`` if there is attention to be drawn.
+
+    What cannot be drawn is said in a line: the run goes on to its summary.
+    """
     for logger in trainer.loggers:
         if isinstance(logger, CSVLog):
-            rows = [logger.rows[epoch] for epoch in sorted(logger.rows)]
-            title = f"{run.name} on {run.info.label}"
-            draw_curves(rows, run.folder / "curves.png", title=title)
-    run.network.eval()
-    _draw_attention(run.task, run)
+            with figures.spared("curves.png"):
+                rows = [logger.rows[epoch] for epoch in sorted(logger.rows)]
+                title = f"{run.name} on {run.info.label}"
+                draw_curves(rows, run.folder / "curves.png", title=title)
+    with figures.spared("attention.png"):
+        run.network.eval()
+        _draw_attention(run.task, run)
 
 
 @singledispatch

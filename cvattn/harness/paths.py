@@ -30,7 +30,7 @@ def _quoted(text: str) -> str:
 
 def holds_a_run(folder: Path) -> bool:
     """Whether a run left there what it would be a loss to write over."""
-    left = ("summary.json", "metrics.csv", "checkpoints/*.ckpt")
+    left = ("summary.json", "checkpoints/*.ckpt")
     return any(True for name in left for _ in folder.glob(name))
 
 

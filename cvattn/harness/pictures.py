@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cvattn.harness.files import whole_file
 from cvattn.maps import attention_heat, attention_modules, overlay
+from cvattn.system import figures
 
 _MOST_BLOCKS = 4
 
@@ -28,6 +29,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
         ("val/cer", "character error rate"),
         ("gamma/", "gamma"),
         ("entropy/", "attention entropy (nats)"),
+        ("lr", "learning rate"),
     ):
         keys = sorted({key for row in rows for key in row if key.startswith(start)})
         if keys:
@@ -39,10 +41,10 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
         for key in keys:
             points = [(row["epoch"] + 1, row[key]) for row in rows if key in row]
             if points:
-                stage, measure = key.split("/", 1)
-                name = stage if stage in ("train", "val") else measure
+                stage, _, measure = key.partition("/")
+                name = stage if stage in ("train", "val") else measure or stage
                 epochs, values = zip(*points, strict=True)
-                axes.plot(epochs, values, marker="o", markersize=2.5, label=name)
+                axes.plot(epochs, values, marker="o", markersize=2.5, label=figures.label(name))
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title(label, fontsize=10)
@@ -51,9 +53,9 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
         if label in ("accuracy", "character error rate"):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.legend(fontsize=7, framealpha=0.7, edgecolor="none")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(figures.label(title), fontsize=11)
     with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=130)
+        figures.save(figure, file)
 
 
 def draw_attention(
@@ -93,18 +95,18 @@ def draw_attention(
     grid = figure.subplots(1 + len(heats), len(images), squeeze=False)
     middle = (width / 2 - 0.5, height / 2 - 0.5)
     for column, (picture, label, guess) in enumerate(zip(pictures, labels, guesses, strict=True)):
-        right = "" if guess == label else f"\n(taken for {classes[guess]})"
+        right = "" if guess == label else f"\n(taken for {figures.label(classes[guess], 14)})"
         grid[0, column].imshow(picture)
-        grid[0, column].set_title(f"{classes[label]}{right}", fontsize=8)
+        grid[0, column].set_title(f"{figures.label(classes[label], 22)}{right}", fontsize=8)
         for row, (name, heat) in enumerate(heats.items(), start=1):
             axes = grid[row, column]
             axes.imshow(overlay(picture, heat[column]))
             axes.plot(*middle, marker="+", color="cyan", markersize=7, markeredgewidth=1.2)
             if column == 0:
-                axes.set_title(name, fontsize=7, loc="left")
+                axes.set_title(figures.label(name), fontsize=7, loc="left")
     for axes in grid.flat:
         axes.set_axis_off()
     figure.suptitle("where the middle (+) looks; brighter = more", fontsize=9)
     with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=130)
+        figures.save(figure, file)
     return True

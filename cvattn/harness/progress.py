@@ -88,9 +88,14 @@ class Throughput(pl.Callback):
 class ProgressLines(pl.Callback):
     """A bar over all steps where there is a terminal, and a line for each epoch anywhere.
 
+    Where there is none, a log file, a long epoch says every few minutes how far it is. Logs ``lr``
+    too, once an epoch: the highest learning rate of a parameter group, in the epoch's last step.
+
     Args:
         unit: what a sample is called.
     """
+
+    EVERY = 120.0  # seconds between the lines within an epoch
 
     def __init__(self, console: Console, throughput: Throughput, unit: str) -> None:
         self.console = console
@@ -101,6 +106,7 @@ class ProgressLines(pl.Callback):
         self._validated = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._shown = time.perf_counter()
         if not (trainer.is_global_zero and self.console.is_terminal):
             return
         self._bar = Progress(
@@ -126,22 +132,33 @@ class ProgressLines(pl.Callback):
         batch_idx: int,
     ) -> None:
         # Ten times a second is what an eye can follow; the loss is read (and waited for) only then.
-        if self._bar is None or time.perf_counter() - self._shown < 0.1:
+        now = time.perf_counter()
+        if not trainer.is_global_zero or now - self._shown < (0.1 if self._bar else self.EVERY):
             return
-        self._shown = time.perf_counter()
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        self._bar.update(
-            self._task,
-            description=f"epoch {trainer.current_epoch + 1}/{_epochs(trainer)}",
-            completed=trainer.global_step,
-            now=f"loss {float(loss):.3f}  {self._validated}{self._speed()}",
-        )
+        self._shown = now
+        loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
+        epoch = f"epoch {trainer.current_epoch + 1:>3}/{_epochs(trainer)}"
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                description=epoch,
+                completed=trainer.global_step,
+                now=f"loss {loss:.3f}  {self._validated}{self._speed()}",
+            )
+        elif not trainer.is_last_batch:  # the epoch's own line comes next
+            step = f"step {trainer.global_step}/{int(trainer.estimated_stepping_batches)}"
+            self.console.print(f"{epoch}  {step}  loss {loss:.3f}  {self._speed()}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if "val/accuracy" in trainer.callback_metrics:
             self._validated = f"val {float(trainer.callback_metrics['val/accuracy']):.1%}  "
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # That of the next step: a run that goes on from here has it, too.
+        groups = [group["lr"] for each in trainer.optimizers for group in each.param_groups]
+        if groups:
+            pl_module.log("lr", max(map(float, groups)), batch_size=1, rank_zero_only=True)
+        self._shown = time.perf_counter()
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics

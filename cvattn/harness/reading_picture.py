@@ -1,6 +1,5 @@
 """Where a network looks while it writes: cross-attention for each character of its answers."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from cvattn.data.sequence_data import SequenceDataModule
 from cvattn.harness.files import whole_file
 from cvattn.maps import capture_attention, heat_on_image, overlay
 from cvattn.models.decoding import generate
+from cvattn.system import figures
 from cvattn.tasks import SequenceTask
 
 _CHOICE = 24  # samples of which the longest are shown
@@ -44,11 +44,8 @@ def draw_reading(task: SequenceTask, data: SequenceDataModule, path: Path) -> No
     else:
         sources = [[*task.alphabet.decode(row), _END_SIGN] for row in inputs[0].tolist()]
         figure = _tables(sources, said, truth, weights)
-    with warnings.catch_warnings():
-        # Of a character that the font has not, a box is drawn, which is enough here.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        with whole_file(path) as file:
-            figure.savefig(file, format="png", dpi=130)
+    with whole_file(path) as file:
+        figures.save(figure, file)
 
 
 def watch(
@@ -88,7 +85,9 @@ def _strips(
             heat = heat_on_image(heat, (images.shape[-2], images.shape[-1]))
             axes = grid[row, column]
             axes.imshow(overlay(pixels, heat[:, :width]))
-            axes.set_ylabel(character, fontsize=10, rotation=0, ha="right", va="center")
+            axes.set_ylabel(
+                figures.label(character), fontsize=10, rotation=0, ha="right", va="center"
+            )
         grid[0, column].set_xlabel(_verdict(characters, wanted), fontsize=8)
         grid[0, column].xaxis.set_label_position("top")
     for axes in grid.flat:
@@ -120,8 +119,8 @@ def _tables(
         strict=True,
     ):
         axes.imshow(table[: len(characters), : len(source)].numpy(), cmap="inferno", vmin=0)
-        axes.set_xticks(range(len(source)), source, fontsize=7)
-        axes.set_yticks(range(len(characters)), characters, fontsize=7)
+        axes.set_xticks(range(len(source)), map(figures.label, source), fontsize=7)
+        axes.set_yticks(range(len(characters)), map(figures.label, characters), fontsize=7)
         axes.set_title(_verdict(characters, wanted), fontsize=8)
     figure.suptitle("which characters each one was written from; brighter = more", fontsize=9)
     return figure
@@ -129,7 +128,7 @@ def _tables(
 
 def _verdict(characters: Sequence[str], wanted: str) -> str:
     said = "".join(c for c in characters if c != _END_SIGN)
-    return said if said == wanted else f"{said} (is {wanted})"
+    return figures.label(said if said == wanted else f"{said} (is {wanted})")
 
 
 def _bare(axes: Axes) -> None:

@@ -14,8 +14,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cvattn import checkpoint
 from cvattn.data import Facts
+from cvattn.harness.averaging import AveragedWeights
 from cvattn.harness.composition import parse
-from cvattn.harness.config_check import TOP_LEVEL
+from cvattn.harness.config_check import TOP_LEVEL, resolve_target
 from cvattn.harness.errors import ConfigError, did_you_mean
 from cvattn.harness.paths import assigned
 from cvattn.harness.trust import check_saved
@@ -94,6 +95,22 @@ def saved_state(path: str) -> dict[str, Any]:
     return saved
 
 
+def check_continuable(saved: Mapping[str, Any], cfg: DictConfig) -> None:
+    """Raise ConfigError if the settled configuration cannot go on from this state."""
+    if cfg.trainer.get("fast_dev_run"):
+        raise ConfigError(
+            "trainer.fast_dev_run tries a batch in a run of its own; a continued run would leave "
+            "what came of that batch as its result. Leave ckpt_path= out"
+        )
+    nodes = (cfg.get("callbacks") or {}).items()
+    classes = [resolve_target(f"callbacks.{name}", node["_target_"]) for name, node in nodes]
+    if "averaging_state" in saved and not any(issubclass(c, AveragedWeights) for c in classes):
+        raise ConfigError(
+            "the weights in this checkpoint are averaged, and those that were trained stand beside "
+            "them: the callback that averages (callbacks.ema) cannot be taken out"
+        )
+
+
 def saved_config(
     path: str, overrides: Sequence[str], composed: DictConfig | None = None
 ) -> DictConfig:
@@ -120,7 +137,7 @@ def saved_config(
         if override.is_delete():
             _delete(cfg, key, text)
         elif key in meta["choices"] or (
-            isinstance(meta["source_config"].get(key), dict) and isinstance(value, str)
+            isinstance(meta["source_config"].get(key), dict) and isinstance(value, str | list)
         ):
             _choose(cfg, key, value, meta["choices"].get(key), path, composed)
         else:

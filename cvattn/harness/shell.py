@@ -8,12 +8,17 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from cvattn.harness.errors import ConfigError, TrainingStopped
+from cvattn.system import is_offline, printable
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Show what is the user's to mend as a message on stderr, and leave with 2 (or 1: stopped)."""
     try:
+        try:
+            is_offline()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         yield
     except (ConfigError, TrainingStopped) as error:
         show_error(error)
@@ -29,16 +34,22 @@ def show_error(error: ConfigError | TrainingStopped) -> None:
     console = plain_console(stderr=True)
     title = "stopped:" if isinstance(error, TrainingStopped) else "error:"
     console.print(title, style="bold red", end=" ")
-    console.print(str(error), soft_wrap=True)
+    console.print(printable(str(error), lines=True), soft_wrap=True)
 
 
 def quiet() -> None:
     """Lightning's notices about devices and tips; the panel says what matters."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # What trainer.profiler finds is said as a notice, and was asked for.
+    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)
     # We log once an epoch, whatever the interval for steps is.
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
     # A continued run writes where it began.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    # Callbacks of a continued run may be chosen anew.
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
+    # Every process computes the same values of the same examples.
+    warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist.*")
     # Between Lightning and recent torch, and mended by neither yet.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

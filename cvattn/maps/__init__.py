@@ -1,6 +1,7 @@
 """Looking inside: which positions attend to which."""
 
-from cvattn.maps.capture import AttentionMaps, attention_modules, capture_attention
+from cvattn.maps.attention_maps import AttentionMaps
+from cvattn.maps.capture import attention_modules, capture_attention
 from cvattn.maps.heat import attention_heat, heat_on_image, overlay
 from cvattn.maps.measures import attention_distance, attention_entropy, attention_rollout
 

@@ -1,6 +1,8 @@
 """Where queries and keys lie: from positions in a row to positions on a picture."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,18 +24,25 @@ class Layout:
     kv_pool: int = 1
 
 
-def token_layout(model: nn.Module, name: str, queries: int, keys: int) -> Layout | None:
+def token_layout(
+    model: nn.Module,
+    name: str,
+    queries: int,
+    keys: int,
+    grids: Mapping[nn.Module, tuple[int, int]],
+) -> Layout | None:
     """Of a token block inside a network that knows its grid; None where the counts do not agree.
 
     A network says it by ``grid`` and ``num_prefix_tokens``; timm's ViTs have the former in
-    ``patch_embed.grid_size``.
+    ``patch_embed.grid_size``, unless :func:`watch_grids` saw another.
     """
     path = name.split(".")
     for end in range(len(path), -1, -1):
         around = model.get_submodule(".".join(path[:end]))
+        embed: Any = getattr(around, "patch_embed", None)
         grid = getattr(around, "grid", None)
         if grid is None:
-            grid = getattr(getattr(around, "patch_embed", None), "grid_size", None)
+            grid = grids[embed] if embed in grids else getattr(embed, "grid_size", None)
         if grid is None:
             continue
         prefix = getattr(around, "num_prefix_tokens", 0)
@@ -41,6 +50,30 @@ def token_layout(model: nn.Module, name: str, queries: int, keys: int) -> Layout
             return Layout(tuple(grid), tuple(grid), prefix)
         return None
     return None
+
+
+def watch_grids(model: nn.Module, grids: dict[nn.Module, tuple[int, int]]) -> Callable[[], None]:
+    """Note the grid of each pass where images may be of any size; what is returned ends it.
+
+    timm's patch embeddings then (``dynamic_img_size``) give (B, H, W, D).
+    """
+
+    def note(embed: nn.Module, _: tuple, output: Tensor) -> None:
+        if output.ndim == 4:
+            grids[embed] = (output.shape[1], output.shape[2])
+
+    embeds = [
+        getattr(around, "patch_embed", None)
+        for around in model.modules()
+        if getattr(around, "dynamic_img_size", False)
+    ]
+    handles = [e.register_forward_hook(note) for e in embeds if isinstance(e, nn.Module)]
+
+    def end() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return end
 
 
 def spread(weights: Tensor, layout: Layout) -> Tensor:

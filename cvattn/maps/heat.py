@@ -15,7 +15,7 @@ def attention_heat(
     images: Tensor,
     *,
     at: tuple[float, float] | None = None,
-    layers: Iterable[str] | None = None,
+    layers: str | Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
     """Where one query looks in each block: ``{module name: (B, heads, H, W)}`` over the images.
 
@@ -23,32 +23,44 @@ def attention_heat(
     from the block's grid to the pixels, so they no longer sum to 1.
 
     Args:
-        model: with blocks whose positions lie on a grid (feature maps, ViTs); others are left out.
+        model: with blocks whose positions lie on a grid (feature maps, ViTs); others are left out,
+            unless they are asked for by name.
         images: (B, C, H, W), as the model takes them.
         at: the point (y, x) in pixels that looks; None = the class token, or another first prefix
             token.
         layers: names of the blocks; None = all.
 
     Raises:
-        ValueError: a point outside the images; no prefix token; no attention blocks at all.
+        ValueError: a point outside the images; no prefix token; no attention blocks at all; none
+            whose positions lie on a grid, or one of the layers asked for.
     """
     height, width = images.shape[-2:]
     if at is not None and not (0 <= at[0] < height and 0 <= at[1] < width):
         raise ValueError(f"at={at} is not inside images of {height} x {width} (y, x)")
     with torch.no_grad(), capture_attention(model, layers, rows=[0]) as probe:
         model(images[:1])
-    wanted: dict[int, list[str]] = {}
-    for name, layout in probe.layout.items():
-        if at is None and layout.num_prefix_tokens:
-            wanted.setdefault(0, []).append(name)
-        elif at is not None:
-            (h, w), (y, x) = layout.query_grid, at
-            row = int(y * h / height) * w + int(x * w / width)
-            wanted.setdefault(layout.num_prefix_tokens + row, []).append(name)
-    if at is None and not wanted:
+    lost = [name for name in probe if name not in probe.layout]
+    if lost and (layers is not None or not probe.layout):
         raise ValueError(
-            f"{type(model).__name__} has no class token; say which point looks, at=(y, x)"
+            f"{', '.join(lost)}: the tokens of these images lie on no grid that is known; "
+            "capture_attention gives the weights themselves"
         )
+    if not probe:
+        raise ValueError(f"the pass of {type(model).__name__} ran none of its attention blocks")
+    asked = [name for name in probe.layout if at or probe.layout[name].num_prefix_tokens]
+    if not asked or (layers is not None and len(asked) < len(probe)):
+        without = ", ".join(name for name in probe.layout if name not in asked)
+        raise ValueError(
+            f"{type(model).__name__} has no class token ({without}); say which point looks, "
+            "at=(y, x)"
+        )
+    wanted: dict[int, list[str]] = {}
+    for name in asked:
+        layout, row = probe.layout[name], 0
+        if at is not None:
+            (h, w), (y, x) = layout.query_grid, at
+            row = layout.num_prefix_tokens + int(y * h / height) * w + int(x * w / width)
+        wanted.setdefault(row, []).append(name)
     heats: dict[str, Tensor] = {}
     for row, names in wanted.items():
         with torch.no_grad(), capture_attention(model, names, rows=[row]) as maps:

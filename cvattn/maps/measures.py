@@ -55,13 +55,20 @@ def attention_rollout(maps: Mapping[str, Tensor], *, residual: float = 0.5) -> T
         residual: share of the identity; 0.5 is the paper's.
 
     Raises:
-        ValueError: no maps, or of other shapes: a subset of rows, pooled keys, cross-attention.
+        ValueError: no maps, or of other shapes: a subset of rows, pooled keys; cross-attention
+            among them, also where it has as many keys as queries.
     """
     if not maps:
         raise ValueError("there are no maps to roll out")
     if not 0.0 <= residual < 1.0:
         raise ValueError(f"residual={residual} must be in [0, 1)")
     rollout: Tensor | None = None
+    cross = sorted(getattr(maps, "cross", ()))
+    if cross:
+        raise ValueError(
+            f"{', '.join(cross)}: keys of other tokens than the queries'; rollout is of the "
+            "self-attention of one stack: capture_attention(model, layers=[...])"
+        )
     for name, weights in maps.items():
         # Rounded to half precision after each layer, rows would soon no longer sum to 1.
         weights = weights.to(torch.promote_types(weights.dtype, torch.float32))

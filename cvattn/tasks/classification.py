@@ -19,7 +19,8 @@ class ClassificationTask(NetworkTask):
     """Cross-entropy and accuracy for a network that gives logits.
 
     Logs ``{train,val,test}/{loss,accuracy}`` once an epoch, over all processes, and
-    ``test/accuracy_views`` where several views of a test image are averaged.
+    ``test/accuracy_views`` where several views of a test image are averaged. ``trainer.predict``
+    gives logits, a batch at a time.
 
     Args:
         network: images (B, C, H, W) -> logits (B, num_classes).
@@ -106,6 +107,11 @@ class ClassificationTask(NetworkTask):
         if others:
             mean = own * logits + sum(weight * self(view) for weight, view in others)
             self._count("test/accuracy_views", self.views_accuracy, mean, labels)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
+        """The logits (B, num_classes) of a batch of images, or of images and labels."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return self(images).float()
 
     def _judge(
         self, stage: str, accuracy: MulticlassAccuracy, logits: Tensor, labels: Tensor

@@ -26,6 +26,7 @@ class SequenceTask(NetworkTask):
     with the right tokens before each) and, of greedy decoding, ``{val,test}/accuracy`` (answers
     that are right as a whole), ``cer`` (edits for each character of the truth) and
     ``token_accuracy`` (tokens of the truth that the answer has in their place, END included).
+    ``trainer.predict`` gives the answers as strings, a batch at a time.
 
     Args:
         network: ``encode(*inputs) -> (memory, mask)``, ``decode(ids, memory, mask, cache) ->
@@ -85,6 +86,18 @@ class SequenceTask(NetworkTask):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._judge("test", batch)
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[str]:
+        """What the network answers to each of a batch, by greedy decoding."""
+        inputs, _ = batch
+        memory, mask = self.network.encode(*inputs)  # type: ignore[operator]
+        return [self.alphabet.decode(row) for row in self._answers(memory, mask).tolist()]
+
+    def _answers(self, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """Ids (B, T) of greedy decoding."""
+        step = Continuation(self.network, memory, mask)  # type: ignore[arg-type]
+        first = torch.full((len(memory),), BEGIN, device=memory.device)
+        return greedy(step, first, max_length=self.max_length).tokens
+
     def _loss(self, stage: str, logits: Tensor, targets: Tensor) -> Tensor:
         wanted = targets[:, 1:]
         loss = F.cross_entropy(
@@ -104,9 +117,7 @@ class SequenceTask(NetworkTask):
         memory, mask = self.network.encode(*inputs)  # type: ignore[operator]
         logits = self.network.decode(targets[:, :-1], memory, mask, None)  # type: ignore[operator]
         self._loss(stage, logits, targets)
-        step = Continuation(self.network, memory, mask)  # type: ignore[arg-type]
-        first = targets.new_full((len(targets),), BEGIN)
-        answers = greedy(step, first, max_length=self.max_length).tokens
+        answers = self._answers(memory, mask)
         said = [self.alphabet.decode(row) for row in answers.tolist()]
         truth = [self.alphabet.decode(row) for row in targets.tolist()]
         wanted = targets[:, 1:]

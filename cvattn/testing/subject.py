@@ -1,12 +1,13 @@
 """The module under test: a copy in float64 that can be called in one way, whatever it is."""
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from cvattn.core.copies import copy_with
 
 BATCH = 3  # samples in every check
 TERMS = ("attn_mask", "is_causal", "need_weights")
@@ -147,12 +148,7 @@ class Subject:
 
 def copy_of(module: nn.Module) -> nn.Module:
     """A deep copy, also of modules that keep a computed tensor (the older spectral_norm does)."""
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
+    return copy_with(module, Tensor.clone)
 
 
 def _takes(function: Callable[..., Any]) -> tuple[frozenset[str], str | None]:

@@ -60,7 +60,6 @@ def test_modules_can_be_loaded_anew():
     assert compiled().isfinite().all()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of the check's
 def test_torch_finds_no_fault_in_the_operators():
     query, key, value = make_qkv()
     given = (query, key, value, torch.rand(5, 7) < 0.7, torch.randn(5, 7).requires_grad_())

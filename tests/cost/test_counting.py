@@ -92,6 +92,7 @@ def test_parameters_that_train():
     assert count_parameters(model) == 11 * 13 + 13 + 26
     model[0].weight.requires_grad_(False)
     assert count_parameters(model) == 13 + 26
+    assert count_parameters(model, frozen=True) == 11 * 13 + 13 + 26
 
 
 def test_training_cost():

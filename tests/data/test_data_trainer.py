@@ -108,8 +108,14 @@ def pretend(rank, world_size, **arguments):
     """A data module attached to what looks like a trainer of several processes."""
     data = DigitsData(**arguments)
     strategy = types.SimpleNamespace(root_device=torch.device("cpu"))
+    fit_loop = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit_loop
     data.trainer = types.SimpleNamespace(
-        global_rank=rank, world_size=world_size, current_epoch=5, strategy=strategy
+        global_rank=rank,
+        world_size=world_size,
+        current_epoch=5,
+        strategy=strategy,
+        overfit_batches=0.0,
+        fit_loop=fit_loop,
     )
     return data
 

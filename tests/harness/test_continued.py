@@ -100,6 +100,8 @@ REFUSED = [
     ("model.num_classes=100", r"has 10, and a continued run keeps it"),
     ("recipe.optimizer.lr=-1.0", r"lr=-1\.0 must be 0 or positive"),
     ("callbacks.attention.num_images=0", r"num_images=0 must be at least 1"),
+    ("trainer.fast_dev_run=true", r"tries a batch in a run of its own"),
+    ("data.batch_size=99 trainer.devices=2", r"not divisible by 2"),
 ]
 
 
@@ -107,8 +109,19 @@ def test_what_is_refused_leaves_every_file_as_it_was(go_on, checkpoint):
     before = files(checkpoint.parents[1])
     for override, message in REFUSED:
         with pytest.raises(ConfigError, match=message):
-            go_on("trainer.max_epochs=2", override)
+            go_on("trainer.max_epochs=2", *override.split())
     assert files(checkpoint.parents[1]) == before
+
+
+def test_an_average_cannot_be_left_behind(run, composed, tmp_path):
+    run([*SHORT, "trainer.max_epochs=1", "callbacks=[default,ema]"])
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    before = files(tmp_path / "run")
+    for way in ("~callbacks.ema", "callbacks=default", "callbacks=[]"):
+        arguments = check_command_line([f"ckpt_path={last}", way, "trainer.max_epochs=2"], CONF)
+        with pytest.raises(ConfigError, match=r"\(callbacks\.ema\) cannot be taken out"):
+            fit(composed([text for text in arguments if not text.startswith("hydra")]))
+    assert files(tmp_path / "run") == before
 
 
 def test_keys_that_only_this_run_has_can_be_set_again(run, composed, tmp_path):

@@ -171,6 +171,7 @@ OPTIONS = {
     "k_norm": ("qk_norm=",),
     "act": ("act_layer=",),
     "head": ("num_classes=0",),
+    "heads": ("representation_size",),
     "ln": ("norm_layer=",),
     "1": ("activation is",),
     "conv_proj": ("conv_stem_configs",),

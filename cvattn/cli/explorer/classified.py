@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cvattn.cli.common import CommandError, Trained, as_classifier
+from cvattn.cli.common import CommandError, Trained, as_classifier, shown
 from cvattn.cli.explorer.content import Content, Wanted
 from cvattn.cli.explorer.look import look
 from cvattn.cli.images import find_images, image_reader, readable
@@ -54,7 +54,7 @@ def _from_data(
 
     data, notes = choose_data(trained, settings)
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {shown(note)}", file=sys.stderr)
     try:
         data.prepare_data()
         data.setup("fit")

@@ -15,7 +15,7 @@ from cvattn.core.observed import Observed, Observers
 
 # Checks and decisions about shapes: torch.fx keeps each of these as one call in its graphs.
 for _name in (
-    *("attention", "attention_weights", "causal_mask", "check_terms"),
+    *("attention", "attention_weights", "causal_mask", "check_terms", "combine_masks"),
     *("_append_columns", "_check_tokens"),
 ):
     torch.fx.wrap(_name)

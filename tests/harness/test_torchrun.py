@@ -45,8 +45,9 @@ def torchrun(*arguments: str, cwd: Path, code: int = 0, door: Path = ROOT / "tra
 def test_two_processes_are_one_run_with_one_folder_seed_and_precision(tmp_path):
     # Each process says what it has settled on.
     code = """
-import json, os
-import cvattn.harness.fit as module
+import json, os, sys
+import cvattn.harness
+module = sys.modules["cvattn.harness.fit"]
 real = module.assemble
 def told(cfg):
     run = real(cfg)

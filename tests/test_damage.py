@@ -17,6 +17,7 @@ import cvattn
 from cvattn import VisionTransformer, checkpoint
 from cvattn.checkpoint import ON_BOARD, CheckpointError, describe
 from cvattn.cli import main
+from cvattn.harness.checkpoints import WholeCheckpoints
 from cvattn.integrity import DamagedError, check_archive, digest
 from cvattn.models import Reader
 from cvattn.tasks import ClassificationTask
@@ -180,6 +181,14 @@ def test_every_command_says_it_in_one_line(files, suffix, tmp_path, capsys):
         assert f"bad{suffix} is damaged" in said.err, command
         assert "Traceback" not in said.err + said.out
         assert len(said.err.splitlines()) == 1
+
+
+def test_lightning_reads_through_the_same_door(files, tmp_path):
+    """What ``ckpt_path=`` goes on from is read a second time, by the trainer."""
+    saver = WholeCheckpoints()
+    assert same(saver.load_checkpoint(files[".ckpt"]), checkpoint.read(files[".ckpt"]))
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt is damaged"):
+        saver.load_checkpoint(damage(files[".ckpt"], tmp_path / "bad.ckpt"))
 
 
 def test_ones_with_no_digest_still_load(files, tmp_path):

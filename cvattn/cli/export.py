@@ -1,5 +1,6 @@
 """``cvattn export CHECKPOINT --to onnx``: the network as a file for other programs, checked."""
 
+import copy
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -128,11 +129,15 @@ def check_sizes(image_size: tuple[int, int], *, fixed: bool) -> list[tuple[int, 
 
 
 def _plain(network: nn.Module) -> nn.Module:
-    """Spectral normalisation is a constant by now: its result takes its place."""
-    for module in network.modules():
+    """A copy in which the result of spectral normalisation, a constant by now, takes its place.
+
+    The network itself stays as it is: the file is compared with it.
+    """
+    plain = copy.deepcopy(network)
+    for module in plain.modules():
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    return network
+    return plain
 
 
 def _report(

@@ -62,7 +62,7 @@ def predict(trained: Trained, images: np.ndarray, top: int) -> list[Guesses]:
         logits = trained.network(trained.normalise(images))
     if not logits.isfinite().all():
         raise CommandError("the network gives values that are not finite: it is of no use", 1)
-    best = logits.double().softmax(-1).topk(min(top, logits.shape[1]))
+    best = logits.cpu().double().softmax(-1).topk(min(top, logits.shape[1]))
     return [
         [(trained.outputs[i], p) for p, i in zip(ps, at, strict=True)]
         for ps, at in zip(best.values.tolist(), best.indices.tolist(), strict=True)

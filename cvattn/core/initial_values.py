@@ -23,6 +23,12 @@ def reset_with(layer: Layer, fill: Callable[[Layer], None]) -> None:
     vars(layer)["reset_parameters"] = partial(fill, layer)
 
 
+def replace_values(parameter: nn.Parameter, values: Tensor) -> None:
+    """Give a parameter values of another shape; it stays the object that optimisers hold."""
+    parameter.data = values
+    parameter.grad = None
+
+
 class ComputedTable(nn.Module):
     """A module with a buffer that a formula gives and no state holds.
 

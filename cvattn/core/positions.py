@@ -4,12 +4,16 @@ All are added to tokens (B, N, D). Images are laid out row by row: token index =
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvattn.core.initial_values import ComputedTable
+from cvattn.core.initial_values import ComputedTable, replace_values
+
+# How the formulas are computed: equal on all devices, of which some have no float64.
+_EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
 def sinusoidal_1d(
@@ -20,11 +24,11 @@ def sinusoidal_1d(
     Vaswani et al. (2017), section 3.5: column pair i has wavelength 2*pi * 10000^(2i/dim). An odd
     ``dim`` ends with a sine that has no cosine.
     """
-    position = torch.arange(start, start + length, device=device, dtype=torch.float64)
-    even = torch.arange(0, dim, 2, device=device, dtype=torch.float64)
+    position = torch.arange(start, start + length, **_EXACT)
+    even = torch.arange(0, dim, 2, **_EXACT)
     angle = position[:, None] * torch.exp(even * (-math.log(10000.0) / dim))
     table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
-    return table[:, :dim].to(torch.get_default_dtype())
+    return _moved(table[:, :dim], device)
 
 
 def sincos_2d(height: int, width: int, dim: int, *, device: torch.device | None = None) -> Tensor:
@@ -38,18 +42,21 @@ def sincos_2d(height: int, width: int, dim: int, *, device: torch.device | None 
     """
     if dim % 4:
         raise ValueError(f"dim={dim} must be divisible by 4: sines and cosines of row and column")
-    quarter = torch.arange(dim // 4, device=device, dtype=torch.float64) / (dim // 4)
+    quarter = torch.arange(dim // 4, **_EXACT) / (dim // 4)
     frequency = 10000.0**-quarter
     halves = [
         torch.cat([angle.sin(), angle.cos()], dim=-1)
-        for angle in (
-            torch.arange(size, device=device, dtype=torch.float64)[:, None] * frequency
-            for size in (height, width)
-        )
+        for angle in (torch.arange(size, **_EXACT)[:, None] * frequency for size in (height, width))
     ]
     rows = halves[0][:, None].expand(-1, width, -1)
     columns = halves[1][None].expand(height, -1, -1)
-    return torch.cat([rows, columns], dim=-1).flatten(0, 1).to(torch.get_default_dtype())
+    return _moved(torch.cat([rows, columns], dim=-1).flatten(0, 1), device)
+
+
+def _moved(table: Tensor, device: torch.device | None) -> Tensor:
+    """In the default dtype, on the device or the default one."""
+    device = torch.get_default_device() if device is None else device
+    return table.to(device=device, dtype=torch.get_default_dtype())
 
 
 class SinusoidalPositions(ComputedTable):
@@ -149,12 +156,16 @@ class LearnedGridPositions(nn.Module):
 
     @torch.no_grad()
     def resample(self, grid: tuple[int, int]) -> None:
-        """Interpolate the table to another (H, W), bicubic with antialiasing, in place."""
+        """Interpolate the table to another (H, W), bicubic with antialiasing, in place.
+
+        The parameter stays the one that an optimiser knows; what that has gathered of it (momentum,
+        of the old size) has to go: make the optimiser anew.
+        """
         new = (int(grid[0]), int(grid[1]))
         if new == self._size:
             return
         table = resample_grid(self.table.detach(), self._size, new).contiguous()
-        self.table = nn.Parameter(table, requires_grad=self.table.requires_grad)
+        replace_values(self.table, table)
         self.grid.copy_(torch.tensor(new))
         self._size = new
 

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cvattn.core.initial_values import replace_values
+
 
 class RelativeGridBias(nn.Module):
     """A learned number for each head and each offset (rows, columns) from query to key.
@@ -55,12 +57,12 @@ class RelativeGridBias(nn.Module):
 
     @torch.no_grad()
     def resample(self, grid: tuple[int, int]) -> None:
-        """Make it one for another (H, W), in place."""
+        """Make it one for another (H, W), in place; the parameter stays the same object."""
         _, rows, columns = self.table.shape
         row = _index(_offsets(2 * grid[0] - 1, self.table.device)[grid[0] - 1], rows)
         column = _index(_offsets(2 * grid[1] - 1, self.table.device)[grid[1] - 1], columns)
         table = self.table.detach()[:, row[:, None], column]
-        self.table = nn.Parameter(table, requires_grad=self.table.requires_grad)
+        replace_values(self.table, table)
 
     def extra_repr(self) -> str:
         heads, rows, columns = self.table.shape

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 
+from cvattn.checkpoint import read
 from cvattn.harness.files import whole_file
 
 # With several processes the first one's clock decides, which the others have to be told.
@@ -37,6 +38,16 @@ class WholeCheckpoints(TorchCheckpointIO):
         torch.save(checkpoint, content)
         with whole_file(Path(path)) as file:
             file.write(content.getbuffer())
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The state to go on from, of a file that is as it was written; no code in it runs.
+
+        Raises:
+            CheckpointError: as in :func:`cvattn.checkpoint.read`.
+        """
+        return read(path, map_location=map_location)
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -103,7 +103,7 @@ def overlay(picture: np.ndarray, heat: Tensor, *, strength: float = 0.65) -> np.
         )
     if not 0.0 <= strength <= 1.0:
         raise ValueError(f"strength={strength} must be in 0..1")
-    values = heat.detach().double().cpu().numpy()
+    values = heat.detach().cpu().double().numpy()
     values = (values - values.min()) / max(values.max() - values.min(), 1e-300)
     colours = colormaps["inferno"](values)[..., :3] * 255
     grey = (picture if picture.ndim == 2 else picture.mean(-1))[..., None]

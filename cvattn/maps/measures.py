@@ -5,13 +5,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cvattn.core.devices import widest_float
+
 
 def attention_entropy(weights: Tensor) -> Tensor:
     """Mean entropy of the rows in nats, for each head: (B, heads, rows, keys) -> (heads,).
 
     0 = every query looks at one key; log(keys) = at all of them alike.
     """
-    weights = weights.double()
+    weights = weights.to(widest_float(weights.device))
     return torch.special.entr(weights).sum(-1).mean(dim=(0, 2))
 
 
@@ -35,9 +37,9 @@ def attention_distance(pictures: Tensor) -> Tensor:
         )
     height, width = pictures.shape[3:]
     y, x = torch.arange(height), torch.arange(width)
-    places = torch.cartesian_prod(y.double(), x.double()).to(pictures.device)
-    weights = pictures.double().flatten(3)
-    weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-300)
+    weights = pictures.to(widest_float(pictures.device)).flatten(3)
+    places = torch.cartesian_prod(y, x).to(weights)
+    weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     return (weights * torch.cdist(places, places)).sum(-1).mean(dim=(0, 2))
 
 

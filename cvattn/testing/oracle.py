@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from cvattn.core.devices import widest_float
+
 
 def slow_attention(
     query: Tensor,
@@ -35,7 +37,8 @@ def slow_attention(
         scale: factor on the scores; None = 1/sqrt(E).
 
     Returns:
-        ``(output, weights)``: (B, heads, L, Ev) and (B, heads, L, S), both float64. A query that
+        ``(output, weights)``: (B, heads, L, Ev) and (B, heads, L, S), both float64 (on the CPU
+        where the device has none). A query that
         may attend to nothing has output and weights 0. A hidden key and its value are never
         touched: a NaN there changes nothing, a NaN in one that is attended to reaches the output.
 
@@ -44,6 +47,10 @@ def slow_attention(
         TypeError: an ``attn_mask`` that is not bool, or an ``attn_bias`` that is not float.
     """
     _check(query, key, value, attn_mask, attn_bias)
+    if widest_float(query.device) is not torch.float64:
+        query, key, value = query.cpu(), key.cpu(), value.cpu()
+        attn_mask = None if attn_mask is None else attn_mask.cpu()
+        attn_bias = None if attn_bias is None else attn_bias.cpu()
     query, key, value = query.double(), key.double(), value.double()
     attn_bias = None if attn_bias is None else attn_bias.double()
     batch, heads, length, width = query.shape

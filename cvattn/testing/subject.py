@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cvattn.core.copies import copy_with
+from cvattn.core.devices import widest_float
 
 BATCH = 3  # samples in every check
 TERMS = ("attn_mask", "is_causal", "need_weights")
@@ -42,7 +43,9 @@ class Subject:
         self.call = call
         self.positions = positions
         self.projections = projections
-        self.device = example.device
+        # The checks need the digits of float64, which not every device has.
+        exact = widest_float(example.device) is torch.float64
+        self.device = example.device if exact else torch.device("cpu")
         self.is_map = example.ndim == 4
         self.sizes = tuple(example.shape[1:])
         self.generator = torch.Generator().manual_seed(seed)
@@ -58,7 +61,7 @@ class Subject:
         self.module = self._prepared(dtype)
 
     def _prepared(self, dtype: torch.dtype) -> nn.Module:
-        module = copy_of(self.given).to(dtype).eval()
+        module = copy_of(self.given).to(self.device, dtype).eval()
         with torch.no_grad():
             for parameter in module.parameters():
                 # What stands at one value hides faults: gamma = 0 compares x with x, biases of 0

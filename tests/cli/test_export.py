@@ -130,6 +130,22 @@ def test_a_file_that_gives_other_logits_is_not_kept(vit_7x13, tmp_path, capsys, 
     assert [each.name for each in tmp_path.iterdir()] == ["vit.pt2"]
 
 
+def test_the_file_is_compared_with_the_network_itself(sagan, tmp_path, capsys, monkeypatch):
+    """Not with the copy that was written: a fault in making that copy has to show."""
+    path, _ = sagan
+    target, make = tmp_path / "n.pt2", export._plain
+
+    def wrongly(network):
+        plain = make(network)
+        plain.head.bias.data += 0.01
+        return plain
+
+    monkeypatch.setattr(export, "_plain", wrongly)
+    assert main(["export", str(path), "--to", "torchexport", "-o", str(target)]) == 1
+    assert "other logits than the network: off by" in capsys.readouterr().err
+    assert not target.exists()
+
+
 def test_what_cannot_be_exported_is_said(sagan, tmp_path, capsys, monkeypatch):
     def fails(*arguments, **options):
         raise RuntimeError("data-dependent\nand a page more")

@@ -12,6 +12,7 @@ from cvattn.core.positions import (
     sincos_2d,
     sinusoidal_1d,
 )
+from cvattn.core.relative_bias import RelativeGridBias
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -149,3 +150,23 @@ class TestLearnedGridPositions:
             module.table.copy_(torch.tensor([1.0, -2.0, 3.0]).expand(35, 3))
         module.resample((2, 9))
         assert_near(module.table, torch.tensor([1.0, -2.0, 3.0]).expand(18, 3))
+
+
+@pytest.mark.parametrize("module", ["positions", "relative bias"])
+def test_an_optimiser_made_before_resampling_still_trains_the_table(module):
+    if module == "positions":
+        owner, grid = LearnedGridPositions(6, (3, 5)), (4, 7)
+        run = lambda: owner(torch.zeros(1, 28, 6), grid=grid)  # noqa: E731
+    else:
+        owner, grid = RelativeGridBias(2, (3, 5)), (4, 7)
+        run = lambda: owner(grid)  # noqa: E731
+    owner.table.grad = torch.ones_like(owner.table)
+    optimiser, before = torch.optim.SGD(owner.parameters(), lr=0.1), owner.table
+    owner.resample(grid)
+    assert owner.table is before
+    assert owner.table.grad is None  # that was of another shape
+    values = owner.table.detach().clone()
+    run().sum().backward()
+    optimiser.step()
+    assert not torch.equal(owner.table, values)
+    assert owner.table.shape == values.shape

@@ -154,7 +154,7 @@ def _at_most(grid: tuple[int, int], most: int) -> tuple[int, int]:
 
 def _seen(maps: AttentionMaps, name: str, grid: tuple[int, int]) -> Seen:
     layout = maps.layout[name]
-    weights = maps.on_grid(name)[0].double()  # (heads, prefix + queries, H, W)
+    weights = maps.on_grid(name)[0].cpu().double()  # (heads, prefix + queries, H, W)
     if grid != layout.query_grid:
         weights = coarser(weights, layout, grid)
     return in_bytes(weights)

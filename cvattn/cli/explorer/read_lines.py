@@ -52,7 +52,7 @@ def read_lines(wanted: Wanted) -> Content:
         with torch.no_grad(), capture_attention(reading.network, names) as maps:
             reading.network(image, widths, given)
         grid = reading.network.memory_grid(image)  # type: ignore[operator]
-        seen.append([in_bytes(maps[name][0].double().unflatten(-1, grid)) for name in names])
+        seen.append([in_bytes(maps[name][0].cpu().double().unflatten(-1, grid)) for name in names])
         entropies.append(torch.stack([attention_entropy(maps[name]) for name in names]))
         characters = [*text, *([_END_SIGN] if len(text) < len(tokens) else [])]
         captions.append(

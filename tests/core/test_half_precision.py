@@ -11,7 +11,7 @@ from oracles import assert_hides
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cvattn import MultiHeadAttention, SelfAttention2d, capture_attention
-from cvattn.core import attention, attention_weights
+from cvattn.core import attention, attention_weights, use_route
 from cvattn.core.attention import Route, plan, reference_attention, routing, tiles
 from cvattn.maps import attention_heat, attention_rollout
 
@@ -210,6 +210,17 @@ def test_a_bias_of_the_lowest_number_is_no_infinity(lowest, route):
     bias[3], bias[:, 5] = lowest, lowest
     bias = bias.half() if lowest == -65504.0 else bias
     found = attention(query, key, value, attn_bias=bias)
+    exact = reference_attention(*(x.double() for x in (query, key, value)), attn_bias=bias.double())
+    assert off([found], [exact])[0] < 2 * torch.finfo(torch.float16).eps
+
+
+def test_a_float32_bias_of_a_fused_kernel_in_float16_stays_finite():
+    """-1e9, a common way to write a mask, is beyond float16: a row of nothing else is a mean."""
+    query, key, value = (x / LARGE for x in large_inputs(torch.float16))
+    bias = torch.zeros(LENGTH, SIZE)
+    bias[3], bias[1, 2] = -1e9, float("-inf")
+    with use_route("padded"):
+        found = attention(query, key, value, attn_bias=bias)
     exact = reference_attention(*(x.double() for x in (query, key, value)), attn_bias=bias.double())
     assert off([found], [exact])[0] < 2 * torch.finfo(torch.float16).eps
 

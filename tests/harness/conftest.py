@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from killing import Runs, draw_images, log, outcome, small_run
 from omegaconf import DictConfig, open_dict
 from runs import CONF
 
@@ -38,3 +39,32 @@ def composed(tmp_path: Path) -> Iterator[Callable[[Sequence[str]], DictConfig]]:
 def run(composed) -> Callable[[Sequence[str]], float]:
     """``run(overrides)``: train as the overrides say; returns what ``fit`` returns."""
     return lambda overrides: fit(composed(overrides))
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Starts runs in processes of their own."""
+    started = Runs()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with images, in which runs are started."""
+    place = tmp_path_factory.mktemp("stopped")
+    draw_images(place / "images")
+    return place
+
+
+@pytest.fixture(scope="module")
+def arguments(place):
+    """Of a small run with all that has a state."""
+    return small_run(place / "images")
+
+
+@pytest.fixture(scope="module")
+def whole(runs, place, arguments):
+    """What that run leaves if nothing stops it."""
+    assert runs.run([*arguments, "hydra.run.dir=whole"], place) == 0, log(place)
+    return outcome(place / "whole")

@@ -70,6 +70,11 @@ class Runs:
         return int(self.server.stdout.readline())
 
 
+def log(place: Path) -> str:
+    """What the runs in that folder have printed."""
+    return (place / "log.txt").read_text()
+
+
 def draw_images(root: Path) -> None:
     """37 + 41 training images and 11 + 13 test images, 12 x 20, of two classes that can be told."""
     generator = np.random.default_rng(0)

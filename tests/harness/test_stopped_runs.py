@@ -7,39 +7,7 @@ import re
 import shlex
 import signal
 
-import pytest
-from killing import Runs, differences, draw_images, outcome, small_run
-
-
-@pytest.fixture(scope="module")
-def runs():
-    started = Runs()
-    yield started
-    started.close()
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with images."""
-    place = tmp_path_factory.mktemp("stopped")
-    draw_images(place / "images")
-    return place
-
-
-@pytest.fixture(scope="module")
-def arguments(place):
-    return small_run(place / "images")
-
-
-@pytest.fixture(scope="module")
-def whole(runs, place, arguments):
-    assert runs.run([*arguments, "hydra.run.dir=whole"], place) == 0, log(place)
-    return outcome(place / "whole")
-
-
-def log(place):
-    return (place / "log.txt").read_text()
-
+from killing import differences, log, outcome
 
 # 9 batches an epoch, each with a checkpoint; that of the ninth is written at the epoch's end. What
 # each process of the run meets, in turn, and where the next one goes on.

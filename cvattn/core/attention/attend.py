@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -112,7 +113,7 @@ def _fused(
     plain_causal = False
     if is_causal and attn_mask is None and attn_bias is None and call.length == call.key_length:
         plain_causal = True  # not the condition itself, which is symbolic where sizes are open
-    term = None if attn_bias is None else attn_bias.to(query.dtype)
+    term = None if attn_bias is None else _in_dtype(attn_bias, query.dtype)
     if is_causal and not plain_causal:
         allowed = merge_allowed(query, key, attn_mask, None, is_causal)
     else:
@@ -147,6 +148,14 @@ def _skips_nan(call: AttentionCall) -> bool:
     if call.device != "cpu" or exporting():
         return False
     return call.key_length < LEAST_FUSED_KEYS
+
+
+def _in_dtype(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bias in another dtype, in which what is finite stays finite: only -inf hides."""
+    if torch.finfo(dtype).max >= torch.finfo(bias.dtype).max:
+        return bias.to(dtype)
+    largest = torch.finfo(dtype).max
+    return bias.clamp(-largest, largest).to(dtype).masked_fill(bias == float("-inf"), float("-inf"))
 
 
 def _dense(tensor: Tensor, width: int) -> Tensor:

@@ -1,0 +1,89 @@
+"""A run that is killed at any moment, from its start to its exit, ends as if it never was.
+
+At chosen moments, quickly: ``test_stopped_runs.py``.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from killing import differences, log, outcome
+from runs import ROOT
+
+TIMES = 40
+BY_COMMAND_LINE = {5, 15, 25, 35}  # continued by a Python that imports everything itself
+TWICE = {3, 11, 19, 22, 27, 30, 33, 36, 38, 39}
+
+
+@pytest.fixture(scope="module")
+def seconds(runs, place, arguments, whole):
+    """How long the run takes from its start to its exit."""
+    began = time.monotonic()
+    assert runs.run([*arguments, "hydra.run.dir=timed"], place) == 0, log(place)
+    return time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def elsewhere(place):
+    """A folder on another file system than the runs', or None."""
+    memory = Path("/dev/shm")
+    if not (memory.is_dir() and os.access(memory, os.W_OK)):
+        yield None
+        return
+    if memory.stat().st_dev == place.stat().st_dev:
+        yield None
+        return
+    folder = Path(tempfile.mkdtemp(dir=memory))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(TIMES))
+def test_killed_at_any_moment(number, seed, runs, place, arguments, whole, seconds, elsewhere):
+    """Each number has its own fortieth of the run, so that tests, pictures and exit have theirs."""
+    options = {}
+    if number % 4 in (1, 2):
+        if elsewhere is None:
+            pytest.skip("no other file system here for temporary files")
+        options["TMPDIR"] = str(elsewhere)
+    generator = random.Random(f"{seed} {number}")
+    folder = place / f"killed{number}"
+    new = [*arguments, f"hydra.run.dir={folder.name}"]
+    last, summary = folder / "checkpoints" / "last.ckpt", folder / "summary.json"
+
+    def command():
+        if number % 2 and last.exists():
+            return [f"ckpt_path={last.relative_to(place)}"]
+        return [*new, "resume=auto"]
+
+    part = (number + generator.random()) / TIMES
+    for share in (part, generator.random()) if number in TWICE else (part,):
+        process = runs.start(command(), place, **options)
+        time.sleep(share * seconds)
+        os.kill(process, signal.SIGKILL)  # it waits to be asked for its end, so it is there
+        assert runs.wait() in (-signal.SIGKILL, 0, 2)
+        if summary.exists():
+            break
+    if summary.exists():  # written whole, as the last file of all
+        pass
+    elif number in BY_COMMAND_LINE:
+        subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), *command()],
+            cwd=place,
+            env={**os.environ, "CVATTN_OFFLINE": "1", "OMP_NUM_THREADS": "1", **options},
+            check=True,
+            capture_output=True,
+        )
+    else:
+        assert runs.run(command(), place, **options) == 0, log(place)
+    assert differences(whole, outcome(folder)) == []
+    if elsewhere is not None:
+        assert list(elsewhere.iterdir()) == []

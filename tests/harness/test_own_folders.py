@@ -133,6 +133,7 @@ def test_one_folder_by_whichever_name():
         check_command_line(["run_dir=here", "seed=1,2", "-m"], CONF)
 
 
+@pytest.mark.slow
 def test_cfg_job_shows_the_folder(tmp_path):
     shown = train("--cfg", "job", "--resolve", "data=digits", "hydra.run.dir=here", cwd=tmp_path)
     assert f"run_dir: {tmp_path}/here\n" in shown

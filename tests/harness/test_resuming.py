@@ -53,16 +53,21 @@ def without_steps(found: dict) -> dict:
 @pytest.mark.parametrize(
     "more",
     [
-        ["+callbacks.step.every_n_train_steps=1"],
+        pytest.param([], id="plain"),
         # 9 batches are 5 steps: two of 4 batches, and one of the last.
-        ["+callbacks.step.every_n_train_steps=1", "trainer.accumulate_grad_batches=4"],
-        ["+callbacks.step.every_n_train_steps=1", "++trainer.val_check_interval=4"],
-        ["+callbacks.step.every_n_train_steps=1", "trainer.check_val_every_n_epoch=2"],
+        pytest.param(
+            ["trainer.accumulate_grad_batches=4"], id="accumulated", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["++trainer.val_check_interval=4"], id="validated_within", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["trainer.check_val_every_n_epoch=2"], id="every_second_epoch", marks=pytest.mark.slow
+        ),
     ],
-    ids=["plain", "accumulated", "validated_within", "every_second_epoch"],
 )
 def test_from_each_checkpoint_of_a_step(go, tmp_path, more):
-    whole = go("whole", *STEPS, *more)
+    whole = go("whole", *STEPS, "+callbacks.step.every_n_train_steps=1", *more)
     expected = without_steps(outcome(whole))
     files = sorted(path.name for path in (whole / "steps").iterdir())
     assert len(files) == (6 if "trainer.accumulate_grad_batches=4" in more else 18)

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 
+import pytest
 from killing import differences, log, outcome
 
 # 9 batches an epoch, each with a checkpoint; that of the ninth is written at the epoch's end. What
@@ -52,6 +53,7 @@ STOPPED = [
 ]
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_sigterm_in_every_phase(runs, place, arguments, whole):
     """An exit code, no traceback, and once the command that goes on."""
     command = [*arguments, "hydra.run.dir=stopped"]

@@ -105,6 +105,7 @@ def test_a_job_that_fails_does_not_take_the_others_with_it(tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_interrupted_shows_what_it_finished(tmp_path):
     process = start(*TINY, "-m", "trainer.max_epochs=1,1000", cwd=tmp_path)
     deadline = time.time() + 120

@@ -4,7 +4,6 @@ import json
 import re
 
 import numpy as np
-import pytest
 from PIL import Image
 from runs import TINY
 
@@ -25,11 +24,11 @@ def test_the_learning_rate_is_in_the_log_and_a_monitors_values_too(run, tmp_path
     )
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
     for row in rows.values():
-        # Lightning's own, of each group of parameters, in the epoch's last step.
+        # Lightning's own, of each group of parameters, in the last step; ours is the next's.
         named = [value for key, value in row.items() if key.startswith("lr-")]
         assert len(named) > 1
-        assert row["lr"] == pytest.approx(max(named), rel=1e-6)
-    assert rows[0]["lr"] > rows[1]["lr"] > rows[2]["lr"] > 0
+        assert row["lr"] < max(named)
+    assert rows[0]["lr"] > rows[1]["lr"] > rows[2]["lr"] >= 0
     out, err = capsys.readouterr()
     said = out + err + caplog.text  # it is a notice of Lightning's logger
     assert "FIT Profiler Report" in said

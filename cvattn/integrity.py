@@ -28,9 +28,11 @@ def check_archive(file: BinaryIO) -> None:
     """Every member of a zip file as ``torch.save`` writes it, against its checksum.
 
     Members are found through the directory at the end and through the headers in front of them;
-    readers differ in which of the two they believe, so both have to say the same. After this, a
-    bit that differs from what was written is one that no reader uses (padding, dates). The file is
-    read once, in pieces.
+    readers differ in which of the two they believe, so both have to say the same. What says nothing
+    of the content has to be alike in all members: torch's reader takes one whose attributes say
+    "folder" for empty, and gives whatever was in memory. After this, a bit that differs from what
+    was written is one that no reader uses (padding, checksums behind the data). The file is read
+    once, in pieces.
 
     Raises:
         DamagedError: and which member.
@@ -41,9 +43,18 @@ def check_archive(file: BinaryIO) -> None:
         raise DamagedError(f"its directory cannot be read ({error})") from error
     if len({member.orig_filename for member in members}) < len(members):
         raise DamagedError("its directory names a member twice")
+    if len({_attributes(member) for member in members}) > 1:
+        raise DamagedError("its directory gives members unlike attributes")
     for member in members:
         if not _is_whole(file, member):
             raise DamagedError(f"{member.orig_filename!r} in it is not as it was written")
+
+
+def _attributes(member: zipfile.ZipInfo) -> tuple:
+    return (
+        *(member.create_system, member.date_time, member.volume),
+        *(member.internal_attr, member.external_attr, member.comment),
+    )
 
 
 def _is_whole(file: BinaryIO, member: zipfile.ZipInfo) -> bool:

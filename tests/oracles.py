@@ -43,22 +43,18 @@ FEW = 4  # eps of the largest value: what a last rounding or two may cost anyone
 ENOUGH = 64  # numbers of which the largest error is no accident
 
 
-def assert_near(actual: Tensor, expected: Tensor, what: str | float = "", label: str = "") -> None:
+def assert_near(actual: Tensor, expected: Tensor, what: str = "") -> None:
     """Finite, of one shape, and in float64 apart by rounding at most."""
-    tolerance = what if isinstance(what, float) else None
-    what = label if isinstance(what, float) else what
     assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)} {tuple(expected.shape)}"
     assert torch.isfinite(actual).all(), f"{what}: not finite"
-    if tolerance is None:
-        assert actual.dtype == expected.dtype == torch.float64, (
-            f"{what}: {actual.dtype} and {expected.dtype}; assert_near compares in float64 (the "
-            "fixture float64 makes it the default), assert_accurate in others"
-        )
+    assert actual.dtype == expected.dtype == torch.float64, (
+        f"{what}: {actual.dtype} and {expected.dtype}; assert_near is for float64 (the fixture "
+        "float64 makes it the default), assert_accurate in others"
+    )
     size = expected.abs().max().item()
     assert size > 1e-6, f"{what}: the expected values are all 0, which compares nothing"
-    error = (actual.double() - expected.double()).abs().max().item()
-    bound = ROUNDING if tolerance is None else tolerance
-    assert error <= bound * size, f"{what}: off by {error:.3g}, largest value {size:.3g}"
+    error = (actual - expected).abs().max().item()
+    assert error <= ROUNDING * size, f"{what}: off by {error:.3g}, largest value {size:.3g}"
 
 
 def assert_accurate(

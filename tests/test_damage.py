@@ -203,7 +203,12 @@ def test_every_command_says_it_in_one_line(files, suffix, tmp_path, capsys):
     path = damage(files[suffix], tmp_path / f"bad{suffix}")
     with pytest.raises(CheckpointError, match="is damaged: cut short, or changed since"):
         cvattn.load(path)
-    for command in ("predict {} x.png", "evaluate {}", "explore {} x.png", "export {} --to onnx"):
+    for command in (
+        "predict {} x.png",
+        "evaluate {}",
+        "explore {} x.png",
+        "export {} --to torchexport",
+    ):
         assert main(command.format(path).split()) == 2
         said = capsys.readouterr()
         assert f"bad{suffix} is damaged" in said.err, command

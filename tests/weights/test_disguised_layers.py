@@ -287,10 +287,9 @@ def test_undisguised_all_are_taken(source):
 @pytest.mark.parametrize("target", ["qkv", "proj", "fc1", "head"])
 def test_lora_of_peft(target):
     """The library itself; merged, it is taken."""
-    from peft import LoraConfig, get_peft_model
-
+    peft = pytest.importorskip("peft")
     theirs = timm_vit(depth=2, img_size=12).eval()
-    wrapped = get_peft_model(theirs, LoraConfig(r=2, target_modules=[target]))
+    wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=[target]))
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name:

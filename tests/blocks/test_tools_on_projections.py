@@ -239,8 +239,9 @@ def test_static_quantisation_of_the_projection():
     finally:
         torch.backends.quantized.engine = before
     assert not torch.equal(got, want)
-    theirs = by_calls(ours)
-    assert torch.equal(got, theirs(x))
+    # A value between two steps of the quantisation may be rounded to either.
+    step = float(ours.proj.module.scale) * abs(float(ours.gamma))
+    assert (got - by_calls(ours)(x)).abs().max() <= 1.001 * step
 
 
 def test_plain_convolutions_are_folded():

@@ -163,10 +163,11 @@ def _show(
 ) -> None:
     kind = type(trained.network).__name__
     table = Table(title=Text(f"{kind} on {info.label}, {what}"), title_justify="left")
-    table.add_column("class")
-    table.add_column("images", justify="right")
-    table.add_column("accuracy", justify="right")
-    table.add_column("mostly taken for")
+    # Folded where there is no room: a figure cut short is another.
+    table.add_column("class", overflow="fold")
+    table.add_column("images", justify="right", overflow="fold")
+    table.add_column("accuracy", justify="right", overflow="fold")
+    table.add_column("mostly taken for", overflow="fold")
     confusion = np.array(measures.confusion)
     order = [i for i, value in enumerate(measures.class_accuracy) if value is not None]
     if len(order) > _MOST_ROWS:

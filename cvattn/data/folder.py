@@ -20,6 +20,7 @@ from cvattn.data.image_files import ImageError, cut, left_out, read_picture
 from cvattn.data.info import DataInfo
 from cvattn.data.rand_augment import RandAugment, in_turn
 from cvattn.data.views import VIEWS
+from cvattn.system import printable
 
 VAL_FRACTION = 0.1
 _MOST_NAMED = 5
@@ -216,7 +217,7 @@ class FolderData(ImageDataModule):
     def _report(self, bad: list[tuple[Path, str]]) -> None:
         if not bad:
             return
-        shown = "".join(f"\n  {path}: {what}" for path, what in bad[:20])
+        shown = "".join(f"\n  {printable(str(path))}: {what}" for path, what in bad[:20])
         if len(bad) > 20:
             shown += f"\n  and {len(bad) - 20} more"
         text = f"{len(bad)} image files cannot be read:{shown}"
@@ -291,4 +292,4 @@ def _notes(classes: Sequence[str], parts: Mapping[str, Part]) -> list[str]:
 
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    return ", ".join(map(printable, names[:_MOST_NAMED])) + more

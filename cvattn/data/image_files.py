@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cvattn.system import printable
+
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 )
@@ -75,7 +77,8 @@ def left_out(paths: Sequence[Path]) -> str:
     """What of a folder is not read, in words; "" if nothing."""
     if not paths:
         return ""
-    such = f"{paths[0]}" if len(paths) == 1 else f"{len(paths)}, such as {paths[0]}"
+    first = printable(str(paths[0]))
+    such = first if len(paths) == 1 else f"{len(paths)}, such as {first}"
     return f"not read, because hidden, linked or of no class: {such}"
 
 

@@ -31,6 +31,7 @@ def show_start(console: Console, run: Run, trainer: pl.Trainer) -> None:
         lines["note"] = "\n".join(run.notes)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
+    table.add_column(overflow="fold")
     for key, text in lines.items():
         table.add_row(key, text)
     title = f"continuing {run.position.words}" if run.position else "training"
@@ -53,7 +54,7 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
         "training PFLOP": f"{summary['pflop']:.4f}",
     }
     for name in cells:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")  # a figure cut short is another
     table.add_row(*cells.values())
     if summary["gamma"]:
         gammas = (f"{name} {gamma:.3g}" for name, gamma in summary["gamma"].items())

@@ -253,3 +253,11 @@ def test_one_image_of_each_class_leaves_nothing_to_validate_with(root):
         FolderData(root=root).describe()
     shutil.copytree(root / "test", root / "val")
     FolderData(root=root, image_size=8).setup()
+
+
+def test_names_of_skipped_files_steer_no_terminal(root):
+    bad = root / "train" / "red" / "\x1b[31m\n.png"
+    bad.write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"red/\\x1b\[31m\\n\.png: not an image") as caught:
+        FolderData(root=root, image_size=8, on_corrupt="skip").setup()
+    assert "\x1b" not in str(caught[0].message)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cvattn.cli.images import read_image
-from cvattn.data.image_files import ImageError, cut, image_files, is_hidden, read_picture
+from cvattn.data.image_files import ImageError, cut, image_files, is_hidden, left_out, read_picture
 from cvattn.data.line_files import read_line
 
 H, W = 7, 5
@@ -377,3 +377,11 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
     with pytest.raises(PermissionError, match="locked"):
         image_files(tmp_path)
+
+
+def test_what_is_left_out_is_said_on_one_line():
+    assert left_out([]) == ""
+    said = left_out([Path("a/\x1b[31m\n/.b.png"), Path("c")])
+    assert (
+        said == "not read, because hidden, linked or of no class: 2, such as a/\\x1b[31m\\n/.b.png"
+    )

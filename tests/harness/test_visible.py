@@ -51,7 +51,7 @@ def test_a_short_epoch_has_one_line(run, capsys):
     assert len(lines) == 1
 
 
-NAMES = ["Ba$$in", "$a_b^{", "<b>\\x", "猫 🐈", "a" * 200, "\x1b[31m%s", "=1+1"]
+NAMES = ["\x1b[35m first", "Ba$$in", "$a_b^{", "<b>\\x", "猫 🐈", "a" * 200, "\x1b[31m%s", "=1+1"]
 
 
 def test_names_of_every_kind_do_not_cost_a_run_its_summary(run, tmp_path, capsys):
@@ -62,6 +62,9 @@ def test_names_of_every_kind_do_not_cost_a_run_its_summary(run, tmp_path, capsys
             for i in range(count):
                 pixels = np.full((9, 9, 3), 30 * label + i, np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
+            hidden = folder / ".ipynb_checkpoints"
+            hidden.mkdir()
+            Image.fromarray(pixels).save(hidden / "0.png")
     settings = [text for text in TINY if not text.startswith("data=")]
     run([*settings, "data=folder", f"data.root={tmp_path / 'data'}", "data.image_size=16"])
     out, err = capsys.readouterr()
@@ -69,6 +72,12 @@ def test_names_of_every_kind_do_not_cost_a_run_its_summary(run, tmp_path, capsys
     assert "\x1b" not in out + err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["test"]
     assert {"curves.png", "attention.png"} <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_no_figure_is_cut_where_there_is_little_room(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    run(TINY)
+    assert "…" not in capsys.readouterr().out
 
 
 def test_pictures_that_fail_cost_no_summary(run, tmp_path, capsys, monkeypatch):

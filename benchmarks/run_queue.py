@@ -23,7 +23,8 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -34,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cvattn.harness.csv_log import read_metrics
-from cvattn.harness.files import write_text
+from cvattn.harness.files import CannotWrite, write_text
 from cvattn.harness.paths import assigned
 from cvattn.harness.summary import read_summary
 
@@ -75,7 +76,6 @@ def main() -> int:
     console = Console(soft_wrap=True, highlight=False)
     jobs = [j for j in read_jobs(args.file) if fnmatch.fnmatchcase(j.run, args.only)]
     results = args.output or machine.ROOT / "results" / f"{args.file.stem}.csv"
-    curves = results.with_name(f"{results.stem}_curves.csv")
     if not jobs:
         console.print(f"--only {args.only}: {args.file} has no such run")
         return 2
@@ -86,21 +86,36 @@ def main() -> int:
             state = "done" if job.key in done else "to do"
             console.print(f"{state}  {job.run}  {job.command}", markup=False)
         return 0
-    failed: list[str] = []
-    for number, job in enumerate([] if args.plot else left, start=1):
-        console.print(f"{number} of {len(left)}: {job.run}  {job.command}", markup=False)
-        folder = args.folder.absolute() / job.folder
-        code, stopped = run_to_its_end(_start(job, folder))
-        if stopped:
-            again = shlex.join(["python", *sys.argv])
+    again = shlex.join(["python", *sys.argv])
+    with signals_to(_stop):
+        try:
+            return _work([] if args.plot else left, args.folder.absolute(), results, console)
+        except Stopped as stopped:
             console.print(f"The queue goes on with\n  {again}", markup=False)
-            return 128 + stopped
-        if code:
-            failed.append(f"{job.run} ended with exit code {code}; its folder is {folder}")
+            return 128 + stopped.number
+        except CannotWrite as error:
+            console.print(f"{error} The queue goes on with\n  {again}", markup=False)
+            return 1
+
+
+def _work(jobs: Sequence[Job], place: Path, results: Path, console: Console) -> int:
+    """Run the jobs, write them down, show and draw what there is; the exit code."""
+    curves = results.with_name(f"{results.stem}_curves.csv")
+    failed: list[str] = []
+    for number, job in enumerate(jobs, start=1):
+        console.print(f"{number} of {len(jobs)}: {job.run}  {job.command}", markup=False)
+        folder = place / job.folder
+        code = run_to_its_end(_start(job, folder))
+        if code or read_summary(folder / "summary.json") is None:
+            why = f"exit code {code}" if code else "exit code 0 and no whole summary.json"
+            failed.append(f"{job.run} ended with {why}; its folder is {folder}")
             console.print(failed[-1], markup=False)
             continue
-        append(results, COLUMNS, [row_of(job, folder)])
-        append(curves, ("run", "seed", "epoch", *CURVES), _epochs(job, folder))
+        row = row_of(job, folder)
+        # A run is done when its row is there: what was left by a stop before that is replaced.
+        same = {"run": job.run, "seed": str(job.seed)}
+        append(curves, ("run", "seed", "epoch", *CURVES), _epochs(job, folder), instead_of=same)
+        append(results, COLUMNS, [row])
     console.print(summary(read_rows(results)))
     if read_rows(curves):
         from curves import draw  # matplotlib is slow to load
@@ -112,26 +127,56 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def run_to_its_end(command: Sequence[str]) -> tuple[int, int]:
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM came for the queue."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def signals_to(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Within it Ctrl-C and SIGTERM go to the handler."""
+    before = {n: signal.signal(n, handler) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped(number)
+
+
+def run_to_its_end(command: Sequence[str]) -> int:
     """Run it, and pass Ctrl-C and SIGTERM on to it.
 
     Returns:
-        Its exit code, and the signal that came for the queue (0: none).
+        Its exit code.
+
+    Raises:
+        Stopped: a signal came, and the process has ended.
     """
     came: list[int] = []
-    # In a process group of its own, or the terminal's Ctrl-C would reach it twice.
-    process = subprocess.Popen(command, cwd=machine.ROOT, process_group=0)
+    started: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, frame: object) -> None:
         came.append(number)
-        process.send_signal(number)
+        for process in started:
+            process.send_signal(number)
 
-    before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return process.wait(), came[0] if came else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signals_to(forward):
+        # In a process group of its own, or the terminal's Ctrl-C would reach it twice.
+        process = subprocess.Popen(command, cwd=machine.ROOT, process_group=0)
+        started.append(process)
+        if came:  # while it was being started
+            process.send_signal(came[0])
+        code = process.wait()
+    if came:
+        raise Stopped(came[0])
+    return code
 
 
 def summary(rows: list[dict[str, str]]) -> Table:
@@ -200,8 +245,7 @@ def _start(job: Job, folder: Path) -> list[str]:
 def row_of(job: Job, folder: Path) -> dict[str, object]:
     """What is written down of a finished run."""
     summary = read_summary(folder / "summary.json")
-    if summary is None:
-        raise SystemExit(f"{folder} has no whole summary.json: delete the folder, or train on")
+    assert summary is not None
     facts = machine.facts()
     gammas, unit = summary["gamma"], summary["data"]["unit"]
     further = summary.get("further_tests", {})
@@ -270,12 +314,22 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def append(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
-    """Add the rows, all or nothing."""
+def append(
+    path: Path,
+    columns: tuple[str, ...],
+    rows: list[dict[str, object]],
+    instead_of: dict[str, str] | None = None,
+) -> None:
+    """Add the rows, all or nothing, in place of those that have the values of ``instead_of``."""
+    kept = [
+        row
+        for row in read_rows(path)
+        if instead_of is None or any(row[key] != value for key, value in instead_of.items())
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="")
     writer.writeheader()
-    writer.writerows([*read_rows(path), *rows])
+    writer.writerows([*kept, *rows])
     write_text(path, text.getvalue())
 
 

@@ -15,8 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from killing import differences, log, outcome
 from runs import ROOT
+
+from cvattn.harness.position import position_of
 
 TIMES = 40
 BY_COMMAND_LINE = {5, 15, 25, 35}  # continued by a Python that imports everything itself
@@ -46,9 +49,28 @@ def elsewhere(place):
     shutil.rmtree(folder)
 
 
+def reached(folder):
+    """What a killed run was doing, by what it left."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.exists():
+        return "before the first checkpoint"
+    if (folder / "summary.json").exists():
+        return "after the summary"
+    if (folder / "attention.png").exists():
+        return "summary"
+    if (folder / "curves.png").exists():
+        return "attention.png"
+    position = position_of(torch.load(last, weights_only=True))
+    if position.epoch < 2:
+        return f"epoch {position.epoch + 1}"
+    return "test, curves.png"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(TIMES))
-def test_killed_at_any_moment(number, seed, runs, place, arguments, whole, seconds, elsewhere):
+def test_killed_at_any_moment(
+    number, seed, runs, place, arguments, whole, seconds, elsewhere, record_property
+):
     """Each number has its own fortieth of the run, so that tests, pictures and exit have theirs."""
     options = {}
     if number % 4 in (1, 2):
@@ -71,7 +93,9 @@ def test_killed_at_any_moment(number, seed, runs, place, arguments, whole, secon
         time.sleep(share * seconds)
         with suppress(ProcessLookupError):  # it may be over
             os.kill(process, signal.SIGKILL)
-        assert runs.wait() in (-signal.SIGKILL, 0, 2)
+        code = runs.wait()
+        assert code in (-signal.SIGKILL, 0), log(place)
+        record_property("killed", reached(folder) if code else "over before")
         if summary.exists():
             break
     if summary.exists():  # written whole, as the last file of all

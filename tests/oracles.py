@@ -62,7 +62,6 @@ def assert_accurate(
     formula: Callable[..., Any],
     *given: Any,
     what: str = "",
-    draws: int = 1,
     **terms: Any,
 ) -> None:
     """As accurate as a formula in the same dtype is: off by at most twice its error, or a few eps.
@@ -82,8 +81,6 @@ def assert_accurate(
             value of all, since some, as a key bias's gradient, are 0 but for rounding.
         formula: an independent one, or, for another form of the same (compiled, exported, another
             memory layout), the thing itself.
-        draws: at least as many runs of the formula, where the rounding of one number (a spectral
-            norm) decides the error of all.
     """
     with torch.random.fork_rng(devices=[]):
         state = torch.get_rng_state()
@@ -97,7 +94,7 @@ def assert_accurate(
         errors = _errors(own, exact)
         fewest = min(sum(tensor.numel() for tensor in group.values()) for group in exact)
         generator = torch.Generator().manual_seed(0)
-        for _ in range(max(draws, min(8, -(-ENOUGH // max(fewest, 1)))) - 1):
+        for _ in range(min(8, -(-ENOUGH // max(fewest, 1))) - 1):
             moved = _neighbour(arguments, generator)
             more = _errors(run(moved), run(in_float64(moved)))
             errors = [max(pair) for pair in zip(errors, more, strict=True)]

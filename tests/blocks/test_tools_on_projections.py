@@ -235,12 +235,15 @@ def test_static_quantisation_of_the_projection():
         ours(x)
         quantization.convert(ours, inplace=True)
         assert "QuantizedConv2d" in str(ours.proj.module)
-        got = ours(x)
+        # Both in this engine: a copy is packed for the one that is set, and they round otherwise.
+        got, called = ours(x), by_calls(ours)(x)
     finally:
         torch.backends.quantized.engine = before
     assert not torch.equal(got, want)
-    # A number between two steps of the quantisation may be rounded to either.
-    assert (got == by_calls(ours)(x)).float().mean() > 0.5
+    # What differs by rounding may be rounded to the next step, of the input and of the output.
+    layer = ours.proj.module
+    step = layer.scale + ours.proj.quant.scale.item() * layer.weight().dequantize().abs().max()
+    assert (got - called).abs().max() <= step * ours.gamma.abs()
 
 
 def test_plain_convolutions_are_folded():

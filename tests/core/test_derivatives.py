@@ -34,7 +34,8 @@ def several_tiles(monkeypatch):
     monkeypatch.setattr(tiles, "LEAST_ROWS", 2)
 
 
-def make_case(name):
+@functools.cache
+def case(name):
     """(base, directions, terms) of a call: its inputs are base + directions . numbers."""
     generator = torch.Generator().manual_seed(7)
     mask = torch.rand(2, 1, 3, 5, generator=generator) < 0.6
@@ -60,12 +61,8 @@ def make_case(name):
     )
 
 
-# Drawn outside of every transform, which would refuse the drawing, or keep what is drawn in it.
-CASES = {name: make_case(name) for name in ("plain", "mask", "causal", "all")}
-
-
 def along(attend, name, numbers):
-    base, directions, terms = CASES[name]
+    base, directions, terms = case(name)
     moved = {key: base[key] + directions[key] @ numbers for key in base}
     bias = moved.get("bias")
     bias = None if bias is None else bias[None]
@@ -157,6 +154,8 @@ def penalty(f, x, t):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_equals_the_loop(mode, route, name):
     what, derive = MODES[mode]
+    # First: what is drawn and kept inside of a transform would be that transform's own tensor.
+    wanted = expected(name)[what]
 
     def f(numbers):
         if route == "chosen":
@@ -164,7 +163,7 @@ def test_every_mode_equals_the_loop(mode, route, name):
         with use_route(route):
             return along(attention, name, numbers)
 
-    assert_near(derive(f, *points()), expected(name)[what])
+    assert_near(derive(f, *points()), wanted)
 
 
 @pytest.mark.parametrize("name", ["plain", "mask", "causal"])
@@ -174,13 +173,15 @@ def test_fused_kernels_have_second_derivatives(mode, route, name, monkeypatch):
     """torch's own have none: tiles take their place once a backward pass is differentiated."""
     if route == "fused":
         monkeypatch.setitem(SHAPES, "value", (2, 1, 5, 2))
-        monkeypatch.setitem(CASES, name, make_case(name))
+        case.cache_clear()
         expected.cache_clear()
     what, derive = MODES[mode]
+    wanted = expected(name)[what]
     with use_route(route), record_routes() as calls:
         found = derive(functools.partial(along, attention, name), *points())
     assert {chosen.name for _, chosen in calls} == {route}
-    assert_near(found, expected(name)[what])
+    assert_near(found, wanted)
+    case.cache_clear()
     expected.cache_clear()
 
 

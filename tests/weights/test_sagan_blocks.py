@@ -77,6 +77,8 @@ def random_block(make):
     block = fill(make())
     with torch.no_grad():
         block.gamma.fill_(-0.7)
+        for _ in range(20):  # spectral norms come to the weights that were drawn
+            block(torch.zeros(1, 24, 2, 2))
     return block.eval()
 
 
@@ -90,7 +92,7 @@ def test_same_outputs_and_gradients(take, make):
     ours.eval()
     x = torch.randn(3, 24, 6, 10)
     assert (theirs(x) - x).abs().max() > 0.1, "the block does nothing: a comparison of x with x"
-    assert_accurate(outcome(ours, x)[:2], lambda *given: outcome(*given)[:2], theirs, x, draws=16)
+    assert_accurate(outcome(ours, x)[:2], lambda *given: outcome(*given)[:2], theirs, x)
     theirs, x = in_float64((theirs, x))
     *want, wanted = outcome(theirs, x)
     *got, found = outcome(take(theirs.state_dict()).eval(), x)

@@ -195,7 +195,7 @@ SLOW = {
 }
 
 
-# Predicted 23 % too high: the trace counts what the backward pass of addcmul in half precision makes.
+# Predicted 23 % too high: the trace counts what addcmul makes in its backward pass.
 MISSED = {"released form, half"}
 KNOWN_MISS = pytest.mark.xfail(reason="predicted 23 % too high", strict=False)
 

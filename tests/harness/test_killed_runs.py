@@ -12,26 +12,58 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 from killing import differences, log, outcome
 from runs import ROOT
 
-from cvattn.harness.position import position_of
-
-TIMES = 40
 BY_COMMAND_LINE = {5, 15, 25, 35}  # continued by a Python that imports everything itself
 TWICE = {3, 11, 19, 22, 27, 30, 33, 36, 38, 39}
 
 
+def there(name):
+    return lambda folder: (folder / name).exists()
+
+
+def has_two_rows(folder):
+    metrics = folder / "metrics.csv"
+    return metrics.exists() and metrics.read_text().count("\n") == 3
+
+
+# What a run does in turn, how that is seen to begin, and how many of the 40 kills it gets. By the
+# clock alone most of them would meet imports and the exit.
+PHASES = [
+    ("start", lambda folder: True, 5),
+    ("epoch 1", there("checkpoints/last.ckpt"), 9),
+    ("epoch 2", there("checkpoints/best.ckpt"), 9),
+    ("test and curves.png", has_two_rows, 5),
+    ("attention.png", there("curves.png"), 5),
+    ("summary.json", there("attention.png"), 4),
+    ("exit", there("summary.json"), 3),
+]
+MOMENTS = [(index, part) for index, (*_, kills) in enumerate(PHASES) for part in range(kills)]
+
+
+def wait_for(index, folder, process):
+    """Until the phase has begun, or the process is over."""
+    with suppress(ProcessLookupError):
+        while not PHASES[index][1](folder):
+            os.kill(process, 0)
+            time.sleep(0.0005)
+
+
 @pytest.fixture(scope="module")
 def seconds(runs, place, arguments, whole):
-    """How long the run takes from its start to its exit."""
-    began = time.monotonic()
-    assert runs.run([*arguments, "hydra.run.dir=timed"], place) == 0, log(place)
-    return time.monotonic() - began
+    """How long each phase takes."""
+    folder, times = place / "timed", []
+    process = runs.start([*arguments, "hydra.run.dir=timed"], place)
+    for index in range(len(PHASES)):
+        wait_for(index, folder, process)
+        times.append(time.monotonic())
+    assert runs.wait() == 0, log(place)
+    return [after - before for before, after in pairwise([*times, time.monotonic()])]
 
 
 @pytest.fixture(scope="module")
@@ -49,29 +81,12 @@ def elsewhere(place):
     shutil.rmtree(folder)
 
 
-def reached(folder):
-    """What a killed run was doing, by what it left."""
-    last = folder / "checkpoints" / "last.ckpt"
-    if not last.exists():
-        return "before the first checkpoint"
-    if (folder / "summary.json").exists():
-        return "after the summary"
-    if (folder / "attention.png").exists():
-        return "summary"
-    if (folder / "curves.png").exists():
-        return "attention.png"
-    position = position_of(torch.load(last, weights_only=True))
-    if position.epoch < 2:
-        return f"epoch {position.epoch + 1}"
-    return "test, curves.png"
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(TIMES))
+@pytest.mark.parametrize("number", range(len(MOMENTS)))
 def test_killed_at_any_moment(
     number, seed, runs, place, arguments, whole, seconds, elsewhere, record_property
 ):
-    """Each number has its own fortieth of the run, so that tests, pictures and exit have theirs."""
+    """Each number has a part of a phase for its own; at a random moment in that it is killed."""
     options = {}
     if number % 4 in (1, 2):
         if elsewhere is None:
@@ -87,18 +102,24 @@ def test_killed_at_any_moment(
             return [f"ckpt_path={last.relative_to(place)}"]
         return [*new, "resume=auto"]
 
-    part = (number + generator.random()) / TIMES
-    for share in (part, generator.random()) if number in TWICE else (part,):
+    def kill(index, delay):
+        """After ``delay`` seconds of the phase; whether there is something left to be done."""
         process = runs.start(command(), place, **options)
-        time.sleep(share * seconds)
+        wait_for(index, folder, process)
+        time.sleep(delay)
         with suppress(ProcessLookupError):  # it may be over
             os.kill(process, signal.SIGKILL)
         code = runs.wait()
         assert code in (-signal.SIGKILL, 0), log(place)
-        record_property("killed", reached(folder) if code else "over before")
-        if summary.exists():
-            break
-    if summary.exists():  # written whole, as the last file of all
+        met = [name for name, begun, _ in PHASES if begun(folder)][-1]
+        record_property("killed", met if code else "over before")
+        return not summary.exists()
+
+    index, part = MOMENTS[number]
+    left = kill(index, (part + generator.random()) / PHASES[index][2] * seconds[index])
+    if left and number in TWICE:  # then it starts and does what is left
+        left = kill(0, generator.random() * (seconds[0] + sum(seconds[max(index, 1) :])))
+    if not left:  # the summary is the last file of all
         pass
     elif number in BY_COMMAND_LINE:
         subprocess.run(

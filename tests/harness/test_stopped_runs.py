@@ -26,19 +26,27 @@ KILLED = [
 ]
 
 
-def test_killed_at_each_moment_and_continued_by_one_command(runs, place, arguments, whole):
-    command = [*arguments, "hydra.run.dir=killed", "resume=auto"]
-    for at, count, _ in KILLED:
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param([KILLED[1], KILLED[-1]], id="half_a_checkpoint_and_half_a_summary"),
+        pytest.param(KILLED, id="each", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_continued_by_one_command(runs, place, arguments, whole, moments):
+    folder = place / f"killed{len(moments)}"
+    command = [*arguments, f"hydra.run.dir={folder.name}", "resume=auto"]
+    for at, count, _ in moments:
         assert runs.run(command, place, at, count=count) == -9, (at, log(place))
-        assert not (place / "killed" / "summary.json").exists(), at
+        assert not (folder / "summary.json").exists(), at
     (place / "log.txt").unlink()
     assert runs.run(command, place) == 0, log(place)
-    assert KILLED[-1][2] in log(place)
-    assert differences(whole, outcome(place / "killed")) == []
-    before = (place / "killed" / "summary.json").stat().st_mtime_ns
+    assert moments[-1][2] in log(place)
+    assert differences(whole, outcome(folder)) == []
+    before = (folder / "summary.json").stat().st_mtime_ns
     assert runs.run(command, place) == 0
     assert "complete after 2 epochs" in log(place)
-    assert (place / "killed" / "summary.json").stat().st_mtime_ns == before
+    assert (folder / "summary.json").stat().st_mtime_ns == before
 
 
 STOPPED = [

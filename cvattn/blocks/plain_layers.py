@@ -1,9 +1,12 @@
 """Whether a layer's weights may be used without calling the layer."""
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils import parametrize
 
+# Tensor: what torch.func puts in place of a parameter. FakeTensor: a trace sees what would run.
+_PARAMETERS = (nn.Parameter, Tensor, FakeTensor)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -20,6 +23,5 @@ def is_plain(layer: nn.Module) -> bool:
         and "forward" not in vars(layer)
         and not any(getattr(layer, hooks) for hooks in _HOOKS)
         and not _has_any_global_hook()
-        # Tensor: what torch.func puts in place of a parameter.
-        and all(type(parameter) in (nn.Parameter, Tensor) for parameter in layer.parameters())
+        and all(type(parameter) in _PARAMETERS for parameter in layer.parameters())
     )

@@ -51,9 +51,7 @@ def _in_kernel(query: Tensor, key: Tensor, value: Tensor) -> int:
     return held * width * query.element_size()
 
 
-def _tiled_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, *_: Any
-) -> int:
+def _tiled_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
     exact, products = score_dtype(query.dtype), product_dtype(query.device, query.dtype)
     held = (query.numel() + key.numel()) * exact.itemsize  # as the scores take them
     held += (key.numel() + value.numel()) * exact.itemsize  # sums of their gradients

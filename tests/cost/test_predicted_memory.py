@@ -195,21 +195,10 @@ SLOW = {
 }
 
 
-# Predicted 23 % too high: the trace counts what addcmul makes in its backward pass.
-MISSED = {"released form, half"}
-KNOWN_MISS = pytest.mark.xfail(reason="predicted 23 % too high", strict=False)
-
-
 @pytest.mark.skipif(not CAN_MEASURE, reason="the peak of a process cannot be reset here")
 @pytest.mark.parametrize(
     "case",
-    [
-        *FAST.values(),
-        *(
-            pytest.param(case, marks=[pytest.mark.slow, *([KNOWN_MISS] if name in MISSED else [])])
-            for name, case in SLOW.items()
-        ),
-    ],
+    [*FAST.values(), *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW.values())],
     ids=[*FAST, *SLOW],
 )
 def test_within_15_percent_of_a_fresh_process(case):

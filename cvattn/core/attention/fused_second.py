@@ -42,11 +42,8 @@ def _differentiable(
     node: Any = torch._C._current_autograd_node()
     query, key, value = node._saved_query, node._saved_key, node._saved_value
     bias = getattr(node, "_saved_attn_mask", getattr(node, "_saved_attn_bias", None))
-    output = getattr(node, "_saved_output", getattr(node, "_saved_out", None))
     bias_grad = len(found) > 3 and found[3] is not None
-    again = TiledBackward.apply(
-        grads[0], query, key, value, output, None, bias, *settings, None, bias_grad
-    )
+    again = TiledBackward.apply(grads[0], query, key, value, None, bias, *settings, None, bias_grad)
     return tuple(None if x is None else y for x, y in zip(found, again, strict=False))
 
 

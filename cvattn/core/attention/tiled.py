@@ -54,7 +54,7 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "tiled_attention_backward"
-    f"(Tensor grad, Tensor query, Tensor key, Tensor value, Tensor output, {_CALL}, bool bias_grad)"
+    f"(Tensor grad, Tensor query, Tensor key, Tensor value, {_CALL}, bool bias_grad)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 
@@ -104,7 +104,6 @@ def _backward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    output: Tensor,
     attn_mask: Tensor | None,
     attn_bias: Tensor | None,
     is_causal: bool,
@@ -180,7 +179,7 @@ def _(query, key, value, attn_mask, attn_bias, is_causal, scale, dropout_p, seed
 
 
 @torch.library.register_fake("cvattn::tiled_attention_backward", lib=LIBRARY)
-def _(grad, query, key, value, output, attn_mask, attn_bias, is_causal, scale, p, seed, bias_grad):
+def _(grad, query, key, value, attn_mask, attn_bias, is_causal, scale, p, seed, bias_grad):
     bias = attn_bias if bias_grad else query.new_empty(0)
     return tuple(x.new_empty(x.shape) for x in (query, key, value, bias))
 

@@ -39,7 +39,7 @@ class Tiled(Function):
     def setup_context(ctx, inputs, output):
         *tensors, is_causal, scale, dropout_p, seed = inputs
         query, key, value, attn_mask, attn_bias = tensors
-        kept = (query, key, value, output[0], attn_mask, attn_bias, seed)
+        kept = (query, key, value, attn_mask, attn_bias, seed)
         ctx.save_for_backward(*kept)
         ctx.save_for_forward(*kept)
         ctx.mark_non_differentiable(output[1])
@@ -64,10 +64,7 @@ class Tiled(Function):
 
 
 class TiledBackward(Function):
-    """J^T u: (u, query, key, value, output, mask, bias, settings, seed, bias_grad) -> gradients.
-
-    ``output`` depends on the others, and is taken as what it is.
-    """
+    """J^T u: (u, query, key, value, mask, bias, settings, seed, bias_grad) -> gradients."""
 
     @staticmethod
     def forward(*args):
@@ -82,21 +79,16 @@ class TiledBackward(Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        grad, query, key, value, _, attn_mask, attn_bias, _ = ctx.saved_tensors
+        *given, _ = ctx.saved_tensors
         changes = (*grads[:3], grads[3] if ctx.bias_grad else None)
-        *found, d_bias = TiledSecond.apply(
-            grad, query, key, value, attn_mask, attn_bias, *changes, *ctx.settings, ctx.bias_grad
-        )
-        return (*found, None, None, d_bias if ctx.bias_grad else None, *[None] * 5)
+        *found, d_bias = TiledSecond.apply(*given, *changes, *ctx.settings, ctx.bias_grad)
+        return (*found, None, d_bias if ctx.bias_grad else None, *[None] * 5)
 
     @staticmethod
-    def jvp(ctx, d_grad, d_query, d_key, d_value, _, __, d_bias, *rest):
+    def jvp(ctx, d_grad, d_query, d_key, d_value, _, d_bias, *rest):
         grad, *tensors, seed = ctx.saved_tensors
-        query, key, value, _, attn_mask, attn_bias = tensors
         changes = (d_query, d_key, d_value, d_bias)
-        _, *found = TiledSecond.apply(
-            grad, query, key, value, attn_mask, attn_bias, *changes, *ctx.settings, ctx.bias_grad
-        )
+        _, *found = TiledSecond.apply(grad, *tensors, *changes, *ctx.settings, ctx.bias_grad)
         if d_grad is not None:
             more = TiledBackward.apply(d_grad, *tensors, *ctx.settings, seed, ctx.bias_grad)
             found = [x + y for x, y in zip(found, more, strict=True)]
@@ -108,11 +100,11 @@ class TiledBackward(Function):
 
 
 class TiledTangent(Function):
-    """J t: (query, key, value, output, mask, bias, four parts of t, settings, seed) -> (J t,)."""
+    """J t: (query, key, value, mask, bias, four parts of t, settings, seed) -> (J t,)."""
 
     @staticmethod
-    def forward(query, key, value, output, *args):
-        return (torch.ops.cvattn.tiled_tangent(query, key, value, *args),)
+    def forward(*args):
+        return (torch.ops.cvattn.tiled_tangent(*args),)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -124,40 +116,28 @@ class TiledTangent(Function):
     @staticmethod
     def backward(ctx, grad):
         *tensors, seed = ctx.saved_tensors
-        given, changes = tensors[:6], tensors[6:]
-        query, key, value, _, attn_mask, attn_bias = given
-        _, *found, d_bias = TiledSecond.apply(
-            grad,
-            query,
-            key,
-            value,
-            attn_mask,
-            attn_bias,
-            *changes,
-            *ctx.settings,
-            ctx.needs_input_grad[5],
-        )
+        given, changes = tensors[:5], tensors[5:]
+        bias_grad, change_grad = ctx.needs_input_grad[4], ctx.needs_input_grad[8]
+        _, *found, d_bias = TiledSecond.apply(grad, *given, *changes, *ctx.settings, bias_grad)
         # J t is linear in t.
-        *of_t, t_bias = TiledBackward.apply(
-            grad, *given, *ctx.settings, seed, ctx.needs_input_grad[9]
-        )
-        d_bias = d_bias if ctx.needs_input_grad[5] else None
-        t_bias = t_bias if ctx.needs_input_grad[9] else None
-        return (*found, None, None, d_bias, *of_t, t_bias, None, None, None, None)
+        *of_t, t_bias = TiledBackward.apply(grad, *given, *ctx.settings, seed, change_grad)
+        d_bias, t_bias = d_bias if bias_grad else None, t_bias if change_grad else None
+        return (*found, None, d_bias, *of_t, t_bias, None, None, None, None)
 
     @staticmethod
-    def jvp(ctx, d_query, d_key, d_value, _, __, d_bias, *rest):
+    def jvp(ctx, d_query, d_key, d_value, _, d_bias, *rest):
         *tensors, seed = ctx.saved_tensors
-        query, key, value, output, attn_mask, attn_bias, *changes = tensors
+        query, key, value, attn_mask, attn_bias, *changes = tensors
         # d/du of (d/dx (u . J t)) . d is the second derivative along t and d, whatever u is.
-        of = (output, query, key, value, output if attn_bias is None else attn_bias)
+        u = query.new_zeros(*query.shape[:3], value.shape[-1])
+        of = (u, query, key, value, u if attn_bias is None else attn_bias)
         given = (None, d_query, d_key, d_value, d_bias)
         outer = [torch.zeros_like(x) if d is None else d for x, d in zip(of, given, strict=True)]
-        inputs = (torch.zeros_like(output), query, key, value, attn_mask, attn_bias)
+        inputs = (u, query, key, value, attn_mask, attn_bias)
         found, *_ = TiledThird.apply(*inputs, *changes, *ctx.settings, d_bias is not None, *outer)
         of_t = rest[:4]
         if any(x is not None for x in of_t):
-            (more,) = TiledTangent.apply(*tensors[:6], *of_t, *ctx.settings, seed)
+            (more,) = TiledTangent.apply(*tensors[:5], *of_t, *ctx.settings, seed)
             found = found + more
         return (found,)
 

@@ -136,6 +136,10 @@ def _plain(network: nn.Module) -> nn.Module:
     plain = copy.deepcopy(network)
     for module in plain.modules():
         if parametrize.is_parametrized(module, "weight"):
+            # Copies share the class that holds the computed weight: taken from it, it would be
+            # gone from the network too.
+            shared = type(module)
+            module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     return plain
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from means import mean_interval, mean_text
+from queue_rows import read_rows
 from rich.console import Console
 from rich.table import Table
-from run_queue import mean_interval, mean_text, read_rows
 
 METRICS = {
     "test_accuracy_views": "test accuracy with views",

@@ -9,7 +9,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from run_queue import read_rows
+from queue_rows import read_rows
 from scipy.stats import t
 
 

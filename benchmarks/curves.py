@@ -13,7 +13,7 @@ def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
     """Validation accuracy and training loss against epochs, a line for each run.
 
     Args:
-        rows: of a ``*_curves.csv`` of :mod:`run_queue`.
+        rows: of a ``*_curves.csv`` of :mod:`queue_rows`.
     """
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
     panels = (("val/accuracy", "validation accuracy"), ("train/loss", "training loss"))

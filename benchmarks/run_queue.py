@@ -14,67 +14,34 @@ A row stays when the recipe behind its command changes (each has its commit): de
 """
 
 import argparse
-import csv
 import fnmatch
-import hashlib
-import io
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import machine
-import yaml
+from means import means_table
+from queue_jobs import Job, ListError, read_jobs
+from queue_rows import COLUMNS, CURVE_COLUMNS, append, epochs_of, read_rows, row_of
 from rich.console import Console
-from rich.table import Table
 
-from cvattn.harness.csv_log import read_metrics
-from cvattn.harness.files import CannotWrite, write_text
+from cvattn.harness.files import CannotWrite
 from cvattn.harness.paths import assigned
 from cvattn.harness.summary import read_summary
-
-COLUMNS = (
-    *("run", "seed", "command", "data", "test_accuracy", "test_accuracy_views", "views"),
-    *("test_cer", "further_tests", "val_accuracy", "trained_on_val", "gamma"),
-    *("val_accuracy_gamma_0", "minutes", "pflop", "sample", "samples_per_second", "epochs"),
-    *("parameters", "macs_per_sample"),
-    *("precision", "cpu", "cores", "bf16_instructions", "torch", "commit", "date"),
-)
-CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run: its name in the file, its overrides and its seed."""
-
-    run: str
-    overrides: tuple[str, ...]
-    seed: int
-
-    @property
-    def command(self) -> str:
-        return shlex.join(["python", "train.py", *self.overrides, f"seed={self.seed}"])
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.run, self.command
-
-    @property
-    def folder(self) -> str:
-        """Another one for other overrides: what is continued is what was asked for."""
-        return f"{self.run}_seed{self.seed}_{hashlib.sha1(self.command.encode()).hexdigest()[:7]}"
 
 
 def main() -> int:
     args = _arguments()
     console = Console(soft_wrap=True, highlight=False)
-    jobs = [j for j in read_jobs(args.file) if fnmatch.fnmatchcase(j.run, args.only)]
+    try:
+        jobs = [j for j in read_jobs(args.file) if fnmatch.fnmatchcase(j.run, args.only)]
+    except ListError as error:
+        console.print(error, markup=False)
+        return 2
     results = args.output or machine.ROOT / "results" / f"{args.file.stem}.csv"
     if not jobs:
         console.print(f"--only {args.only}: {args.file} has no such run")
@@ -114,9 +81,9 @@ def _work(jobs: Sequence[Job], place: Path, results: Path, console: Console) -> 
         row = row_of(job, folder)
         # A run is done when its row is there: what was left by a stop before that is replaced.
         same = {"run": job.run, "seed": str(job.seed)}
-        append(curves, ("run", "seed", "epoch", *CURVES), _epochs(job, folder), instead_of=same)
+        append(curves, CURVE_COLUMNS, epochs_of(job, folder), instead_of=same)
         append(results, COLUMNS, [row])
-    console.print(summary(read_rows(results)))
+    console.print(means_table(read_rows(results)))
     if read_rows(curves):
         from curves import draw  # matplotlib is slow to load
 
@@ -179,158 +146,10 @@ def run_to_its_end(command: Sequence[str]) -> int:
     return code
 
 
-def summary(rows: list[dict[str, str]]) -> Table:
-    """A line for each run: means over its seeds, with the 95 % interval (Student's t)."""
-    table = Table(title="mean over seeds (95 % interval)", title_justify="left")
-    for column in ("run", "seeds", "test", "test, views", "validation", "minutes", "PFLOP"):
-        table.add_column(column, justify="left" if column == "run" else "right")
-    for run in dict.fromkeys(row["run"] for row in rows):
-        mine = [row for row in rows if row["run"] == run]
-        honest = [row for row in mine if row["trained_on_val"] != "True"]
-        table.add_row(
-            run,
-            str(len(mine)),
-            *(_mean(mine, key) for key in ("test_accuracy", "test_accuracy_views")),
-            _mean(honest, "val_accuracy"),
-            f"{statistics.mean(float(row['minutes']) for row in mine):.1f}",
-            f"{statistics.mean(float(row['pflop']) for row in mine):.3f}",
-        )
-    return table
-
-
-def _mean(rows: list[dict[str, str]], key: str) -> str:
-    values = [100 * float(row[key]) for row in rows if row[key]]
-    return mean_text(values) if values else ""
-
-
-def mean_text(values: Sequence[float], sign: str = "") -> str:
-    """The mean and, of two values or more, its 95 % interval (Student's t)."""
-    middle, half = mean_interval(values)
-    text = f"{middle:{sign}.2f}"
-    ends = f"{middle - half:{sign}.2f} to {middle + half:{sign}.2f}"
-    return f"{text} ({ends})" if len(values) > 1 else text
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and half the width of its 95 % interval; of a single value that is infinite."""
-    if len(values) < 2:
-        return statistics.mean(values), float("inf")
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.mean(values), float(half)
-
-
-def read_jobs(path: Path) -> list[Job]:
-    """The runs of the file: each with its first seed, then each with its second, and so on."""
-    named = yaml.safe_load(path.read_text())
-    for name, entry in named.items():
-        if set(entry) != {"overrides", "seeds"}:
-            raise SystemExit(f"{path}: {name} has {sorted(entry)}, expected overrides and seeds")
-    rounds = zip_longest(*(entry["seeds"] for entry in named.values()))
-    return [
-        Job(name, tuple(entry["overrides"]), seed)
-        for seeds in rounds
-        for (name, entry), seed in zip(named.items(), seeds, strict=True)
-        if seed is not None
-    ]
-
-
 def _start(job: Job, folder: Path) -> list[str]:
     """The command line, which also continues the run or finds it finished."""
     arguments = [*job.overrides, f"seed={job.seed}", assigned("hydra.run.dir", folder)]
     return [sys.executable, "train.py", *arguments, "resume=auto"]
-
-
-def row_of(job: Job, folder: Path) -> dict[str, object]:
-    """What is written down of a finished run."""
-    summary = read_summary(folder / "summary.json")
-    assert summary is not None
-    facts = machine.facts()
-    gammas, unit = summary["gamma"], summary["data"]["unit"]
-    further = summary.get("further_tests", {})
-    return {
-        "run": job.run,
-        "seed": job.seed,
-        "command": job.command,
-        "data": summary["data"]["label"],
-        "test_accuracy": summary["test"].get("accuracy", ""),
-        "test_accuracy_views": summary["test"].get("accuracy_views", ""),
-        "views": summary.get("test_views", ""),
-        "test_cer": summary["test"].get("cer", ""),
-        "further_tests": "; ".join(f"{k}: {v['accuracy']:.4f}" for k, v in further.items()),
-        "val_accuracy": summary["val"].get("accuracy", ""),
-        "trained_on_val": summary["data"]["train_on_val"],
-        "gamma": " ".join(f"{value:.4f}" for value in gammas.values()),
-        "val_accuracy_gamma_0": accuracy_without_gamma(folder) if gammas else "",
-        **{key: summary[key] for key in ("pflop", "epochs", "parameters")},
-        "sample": unit,
-        "macs_per_sample": summary[f"macs_per_{unit}"],
-        "minutes": f"{summary['minutes']:.2f}",
-        "samples_per_second": f"{summary[f'{unit}s_per_second']:.0f}",
-        "precision": summary["precision"],
-        **{key: facts[key] for key in ("cpu", "bf16_instructions", "torch", "date")},
-        "cores": machine.cores(),
-        "commit": " ".join(filter(None, [*summary["earlier_commits"], summary["commit"]])),
-    }
-
-
-def accuracy_without_gamma(folder: Path) -> float:
-    """Validation accuracy of the trained network with every gamma set to 0."""
-    import torch
-    from hydra.utils import instantiate
-
-    import cvattn
-
-    network = cvattn.load(folder / "checkpoints" / "last.ckpt")
-    with torch.no_grad():
-        for block in network.modules():
-            if isinstance(block, cvattn.SelfAttention2d):
-                block.gamma.zero_()
-    data = instantiate(network.meta["config"]["data"])
-    data.prepare_data()
-    network = network.to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        right = sum(
-            int((network(images).argmax(-1) == labels).sum())
-            for images, labels in data.val_dataloader()
-        )
-    return right / len(data.split("val").labels)
-
-
-def _epochs(job: Job, folder: Path) -> list[dict[str, object]]:
-    rows = read_metrics(folder / "metrics.csv")
-    return [
-        {"run": job.run, "seed": job.seed, "epoch": epoch + 1}
-        | {key: f"{row[key]:.5f}" for key in CURVES if key in row}
-        for epoch, row in sorted(rows.items())
-    ]
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(
-    path: Path,
-    columns: tuple[str, ...],
-    rows: list[dict[str, object]],
-    instead_of: dict[str, str] | None = None,
-) -> None:
-    """Add the rows, all or nothing, in place of those that have the values of ``instead_of``."""
-    kept = [
-        row
-        for row in read_rows(path)
-        if instead_of is None or any(row[key] != value for key, value in instead_of.items())
-    ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="")
-    writer.writeheader()
-    writer.writerows([*kept, *rows])
-    write_text(path, text.getvalue())
 
 
 def _arguments() -> argparse.Namespace:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-import run_queue  # noqa: E402
+from means import means_table  # noqa: E402
+from queue_jobs import Job, ListError, read_jobs  # noqa: E402
 
 TINY = [
     *("model=sagan", "data=digits", "model.widths=[4,8,5]", "trainer.precision=32-true"),
@@ -31,26 +32,51 @@ def write_list(path: Path, **named) -> Path:
 def test_first_seeds_first(tmp_path):
     first = {"overrides": ["model=sagan"], "seeds": [3, 5]}
     second = {"overrides": ["model=vit", "data.root=a b"], "seeds": [7]}
-    jobs = run_queue.read_jobs(write_list(tmp_path / "list.yaml", one=first, two=second))
+    jobs = read_jobs(write_list(tmp_path / "list.yaml", one=first, two=second))
     assert [(job.run, job.seed) for job in jobs] == [("one", 3), ("two", 7), ("one", 5)]
     assert jobs[1].command == "python train.py model=vit 'data.root=a b' seed=7"
     assert len({job.folder for job in jobs}) == 3
-    other = run_queue.Job("one", ("model=vit",), 3)
+    other = Job("one", ("model=vit",), 3)
     assert other.folder != jobs[0].folder  # other overrides, another folder
 
 
 def test_the_list_of_the_readme_can_be_read():
-    jobs = run_queue.read_jobs(BENCHMARKS / "cifar10.yaml")
+    jobs = read_jobs(BENCHMARKS / "cifar10.yaml")
     assert len(jobs) == len({job.key for job in jobs}) >= 10
 
 
 def test_fine_tuning_starts_from_the_run_before_it():
-    first, *others = run_queue.read_jobs(BENCHMARKS / "finetuning.yaml")
+    first, *others = read_jobs(BENCHMARKS / "finetuning.yaml")
     start = f"model.pretrained=outputs/queue/{first.folder}/checkpoints/last.ckpt"
     assert [job.run for job in others if start in job.overrides] == [
         "with_attention",
         "without_attention",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ("a: [", "cannot be read"),
+        ("\xff", "expected names of runs"),
+        ("", "expected names of runs"),
+        ("one: 3", "one has 3, expected overrides and seeds"),
+        ("one: {overrides: [a=b]}", r"one has \['overrides'\], expected"),
+        ("one: {overrides: model=vit, seeds: [1]}", "one.overrides is 'model=vit', expected a"),
+        ("one: {overrides: [], seeds: 1}", "one.seeds is 1, expected a list of int"),
+        ("one: {overrides: [], seeds: [true]}", r"one.seeds is \[True\], expected a list of int"),
+        ("one: {overrides: [], seeds: []}", "one at least"),
+        ("one: {overrides: [], seeds: [2, 2]}", "expected different ones"),
+    ],
+)
+def test_what_is_no_list_is_refused_by_name(tmp_path, text, said):
+    file = tmp_path / "list.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ListError, match=said) as refused:
+        read_jobs(file)
+    assert str(refused.value).startswith(str(file))
 
 
 def test_means_come_with_their_intervals():
@@ -60,7 +86,7 @@ def test_means_come_with_their_intervals():
         {"run": "a", "test_accuracy": str(x), "trained_on_val": "True"} | common for x in accuracies
     ]
     rows.append({"run": "b", "test_accuracy": "0.5", "trained_on_val": "False"} | common)
-    table = run_queue.summary(rows)
+    table = means_table(rows)
     cells = [list(column.cells) for column in table.columns]
     # Of 5 values with a standard deviation of 0.7071: 2.776 * 0.7071 / sqrt(5) = 0.878.
     assert cells[1] == ["5", "1"]
@@ -83,7 +109,7 @@ def test_stopped_and_started_again_each_run_is_written_down_once(tmp_path):
     # Shells let what they start in the background ignore Ctrl-C, and that is inherited.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, start_new_session=True, **options)
-    last = folder / run_queue.read_jobs(file)[0].folder / "checkpoints" / "last.ckpt"
+    last = folder / read_jobs(file)[0].folder / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -17,6 +17,7 @@ import yaml
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import queue_rows  # noqa: E402
 import run_queue  # noqa: E402
 
 # Its calls are written down; "act=stop" sends the queue a signal in its first process, and ends by
@@ -101,8 +102,8 @@ class Queue:
 
     def written(self) -> tuple[list[str], list[tuple[str, str]]]:
         """Of the results their runs, of the curves their runs and epochs."""
-        rows = run_queue.read_rows(self.folder / "results" / "list.csv")
-        curves = run_queue.read_rows(self.folder / "results" / "list_curves.csv")
+        rows = queue_rows.read_rows(self.folder / "results" / "list.csv")
+        curves = queue_rows.read_rows(self.folder / "results" / "list_curves.csv")
         return [row["run"] for row in rows], [(row["run"], row["epoch"]) for row in curves]
 
 
@@ -159,8 +160,8 @@ def test_a_signal_between_runs(queue, capsys, monkeypatch, number, moment):
     """A row and its curves are written once, whatever of them was there."""
     owner, name, count = {
         "facts": (run_queue.machine, "facts", 1),
-        "first file": (run_queue, "write_text", 1),
-        "second file": (run_queue, "write_text", 2),
+        "first file": (queue_rows, "write_text", 1),
+        "second file": (queue_rows, "write_text", 2),
         "start": (run_queue.subprocess, "Popen", 2),  # of the second run: it is not left alone
     }[moment]
     honest, calls = getattr(owner, name), []

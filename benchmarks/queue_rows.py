@@ -8,8 +8,8 @@ import machine
 from queue_jobs import Job
 
 from cvattn.harness.csv_log import read_metrics
-from cvattn.harness.files import write_text
 from cvattn.harness.summary import read_summary
+from cvattn.system.files import write_text
 
 COLUMNS = (
     *("run", "seed", "command", "data", "test_accuracy", "test_accuracy_views", "views"),

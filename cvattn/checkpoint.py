@@ -15,6 +15,7 @@ What is read is what was written: a file that was damaged since is refused, by
 :mod:`cvattn.integrity`.
 """
 
+import io
 import json
 import pickle
 import warnings
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 import cvattn.models as models
 from cvattn.integrity import DamagedError, check_archive, digest
+from cvattn.system.files import whole_file
 
 FORMAT = 1
 PREFIX = "network."
@@ -60,13 +62,30 @@ def save(
     """Write a checkpoint that :func:`load` opens: weights, class, arguments, meta; no training.
 
     The name chooses the format: ``.safetensors``, or else what ``torch.save`` writes.
+
+    Raises:
+        CheckpointError: no class of :mod:`cvattn.models`.
+        CannotWrite: an ``OSError``; a file that was there before is as it was.
     """
     entry = describe(network, args, meta)
     if Path(path).suffix == SAFE:
-        _write_safetensors(path, network.state_dict(), entry)
+        with whole_file(Path(path)) as file:
+            file.write(_safetensors(network.state_dict(), entry))
         return
     state = {PREFIX + key: value for key, value in network.state_dict().items()}
-    torch.save({"cvattn": entry, "state_dict": state}, path)
+    write({"cvattn": entry, "state_dict": state}, path)
+
+
+def write(content: Mapping[str, Any], path: str | PathLike[str]) -> None:
+    """What ``torch.save`` writes, whole or not at all.
+
+    Raises:
+        CannotWrite: an ``OSError``; a file that was there before is as it was.
+    """
+    archive = io.BytesIO()  # torch.save hides which error a full disk gave
+    torch.save(content, archive)
+    with whole_file(Path(path)) as file:
+        file.write(archive.getbuffer())
 
 
 def read(path: str | PathLike[str], *, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -119,11 +138,9 @@ def _read_archive(path: Path, map_location: str | torch.device) -> Any:
         return torch.load(file, map_location=map_location, weights_only=True)
 
 
-def _write_safetensors(
-    path: str | PathLike[str], state: Mapping[str, Tensor], entry: Mapping[str, Any]
-) -> None:
+def _safetensors(state: Mapping[str, Tensor], entry: Mapping[str, Any]) -> bytes:
     """A tensor with two names (tied weights) is written once; the format takes no second one."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     kept: dict[tuple, str] = {}
     tied: dict[str, str] = {}
@@ -134,7 +151,7 @@ def _write_safetensors(
             tied[name] = first
     tensors = {name: _alone(tensor) for name, tensor in state.items() if name not in tied}
     texts = {"cvattn": json.dumps(entry), "tied": json.dumps(tied)}
-    save_file(tensors, path, metadata={**texts, "sha256": digest(texts, tensors)})
+    return save(tensors, metadata={**texts, "sha256": digest(texts, tensors)})
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Checkpoints: bit for bit there and back, and what is said of files that are none."""
 
 import pickle
+import resource
 import zipfile
 
 import pytest
@@ -275,6 +276,22 @@ def test_only_networks_of_cvattn_are_saved(tmp_path):
     ):
         save(tmp_path / "n.ckpt", torch.nn.Linear(2, 3), args={}, meta={})
     assert not (tmp_path / "n.ckpt").exists()
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_what_cannot_be_written_leaves_what_was_there(suffix, tmp_path):
+    path = tmp_path / f"net{suffix}"
+    save(path, build("SAGANClassifier"), args=SMALL["SAGANClassifier"], meta={})
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as a disk that is full
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*File too large"):
+            save(path, build("VisionTransformer"), args=SMALL["VisionTransformer"], meta={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 def test_read_gives_the_whole_content(vit):

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from cvattn.cli.measures import Measures
-from cvattn.harness.files import whole_file
 from cvattn.system import figures
+from cvattn.system.files import whole_file
 
 _MOST_NUMBERS = 25  # classes up to which counts can be read in their squares
 _MOST_NAMES = 60

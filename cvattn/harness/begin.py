@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from cvattn.harness.assemble import Run
-from cvattn.harness.files import write_text
+from cvattn.system.files import write_text
 
 
 class BeginRun(pl.Callback):

@@ -1,17 +1,13 @@
 """Writing checkpoints: whole, the best so far, and the last, also by time."""
 
-import io
 import time
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 
-from cvattn.checkpoint import read
-from cvattn.harness.files import whole_file
+from cvattn.checkpoint import read, write
 
 # With several processes the first one's clock decides, which the others have to be told.
 _ASK_EVERY = 10
@@ -34,10 +30,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise TypeError(f"storage_options={storage_options!r}: checkpoints are local files")
-        content = io.BytesIO()  # torch.save hides which error a full disk gave
-        torch.save(checkpoint, content)
-        with whole_file(Path(path)) as file:
-            file.write(content.getbuffer())
+        write(checkpoint, path)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None

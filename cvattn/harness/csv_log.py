@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from cvattn.harness.files import CannotWrite, write_text
+from cvattn.system.files import CannotWrite, write_text
 
 
 class CSVLog(Logger):

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from cvattn.system.files import CannotWrite
+
 
 class ConfigError(ValueError):
     """The configuration or command line cannot be run; raised before any data is loaded."""
@@ -23,6 +25,10 @@ class RunIsFinished(ConfigError):
 
 class TrainingStopped(RuntimeError):
     """Training ended early for a reason that the message names; what was saved is kept."""
+
+
+# What ends a run early with a message and no traceback.
+STOPPED = (TrainingStopped, CannotWrite)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -23,7 +23,6 @@ from cvattn.harness.callbacks import (
 from cvattn.harness.checkpoints import WholeCheckpoints
 from cvattn.harness.drawing import draw_run
 from cvattn.harness.errors import RunIsFinished
-from cvattn.harness.files import remove_leftovers
 from cvattn.harness.progress import ProgressLines, Throughput
 from cvattn.harness.resume import run_folder
 from cvattn.harness.run_state import RunState
@@ -31,6 +30,7 @@ from cvattn.harness.settle import build
 from cvattn.harness.shell import plain_console, quiet
 from cvattn.harness.stopping import Stopping, stoppable
 from cvattn.harness.summary import write_summary
+from cvattn.system.files import remove_leftovers
 
 
 def fit(cfg: DictConfig) -> float:
@@ -44,7 +44,8 @@ def fit(cfg: DictConfig) -> float:
 
     Raises:
         ConfigError: before any data is loaded, or because the data cannot be read.
-        TrainingStopped: the loss became NaN or infinite; a file could not be written.
+        TrainingStopped: the loss became NaN or infinite.
+        CannotWrite: a file could not be written; what was there before is whole.
         SystemExit: 130 after Ctrl-C, 143 after SIGTERM.
     """
     quiet()

@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cvattn.harness.errors import ConfigError, TrainingStopped
+from cvattn.harness.errors import STOPPED, ConfigError
 from cvattn.harness.fit import fit
 from cvattn.harness.shell import plain_errors, show_error
 from cvattn.harness.sweep_table import ERROR, show_table
@@ -34,7 +34,7 @@ def run_job(cfg: DictConfig) -> float | None:
     except SystemExit:
         show_table(Path(HydraConfig.get().sweep.dir))
         raise
-    except (ConfigError, TrainingStopped) as error:
+    except (ConfigError, *STOPPED) as error:
         show_error(error)
         message = str(error)
     except Exception as error:  # out of memory, say

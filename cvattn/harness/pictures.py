@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor, nn
 
-from cvattn.harness.files import whole_file
 from cvattn.maps import attention_heat, attention_modules, overlay
 from cvattn.system import figures
+from cvattn.system.files import whole_file
 
 _MOST_BLOCKS = 4
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from cvattn.core.alphabet import BEGIN, END, PAD
 from cvattn.data.info import LineInfo
 from cvattn.data.sequence_data import SequenceDataModule
-from cvattn.harness.files import whole_file
 from cvattn.maps import capture_attention, heat_on_image, overlay
 from cvattn.models.decoding import generate
 from cvattn.system import figures
+from cvattn.system.files import whole_file
 from cvattn.tasks import SequenceTask
 
 _CHOICE = 24  # samples of which the longest are shown

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from cvattn.harness.errors import ConfigError, TrainingStopped
+from cvattn.harness.errors import STOPPED, ConfigError
 from cvattn.system import is_offline, printable
 
 
@@ -20,9 +20,9 @@ def plain_errors() -> Iterator[None]:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         yield
-    except (ConfigError, TrainingStopped) as error:
+    except (ConfigError, *STOPPED) as error:
         show_error(error)
-        raise SystemExit(1 if isinstance(error, TrainingStopped) else 2) from None
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
 
 
 def plain_console(*, stderr: bool = False) -> Console:
@@ -30,9 +30,9 @@ def plain_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
-def show_error(error: ConfigError | TrainingStopped) -> None:
+def show_error(error: Exception) -> None:
     console = plain_console(stderr=True)
-    title = "stopped:" if isinstance(error, TrainingStopped) else "error:"
+    title = "error:" if isinstance(error, ConfigError) else "stopped:"
     console.print(title, style="bold red", end=" ")
     console.print(printable(str(error), lines=True), soft_wrap=True)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from cvattn.harness.errors import TrainingStopped
+from cvattn.harness.errors import STOPPED
 from cvattn.harness.paths import continue_command
 
 # A key that is pressed twice in this time (in seconds) was meant once.
@@ -100,7 +100,7 @@ def stoppable(folder: Path) -> Iterator[Stopping]:
         stopping.check()
     except BaseException as error:
         # Whatever else broke while a signal made everything stop.
-        if stopping.number is None and not isinstance(error, TrainingStopped):
+        if stopping.number is None and not isinstance(error, STOPPED):
             raise
         stopping.tell()
         if stopping.number is None:

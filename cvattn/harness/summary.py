@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from cvattn.harness.files import write_text
+from cvattn.system.files import write_text
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

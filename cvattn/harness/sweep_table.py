@@ -9,10 +9,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.table import Table
 
-from cvattn.harness.files import write_text
 from cvattn.harness.paths import short
 from cvattn.harness.shell import plain_console
 from cvattn.harness.summary import read_summary
+from cvattn.system.files import write_text
 
 ERROR = "error.txt"  # beside what a failed job left
 

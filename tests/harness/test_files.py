@@ -9,10 +9,10 @@ import pytest
 import torch
 from runs import TINY
 
-from cvattn.harness import CSVLog, TrainingStopped
+from cvattn.harness import CSVLog
 from cvattn.harness.checkpoints import WholeCheckpoints
-from cvattn.harness.files import CannotWrite, remove_leftovers, whole_file, write_text
 from cvattn.harness.summary import read_summary, write_summary
+from cvattn.system.files import CannotWrite, remove_leftovers, whole_file, write_text
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_a_whole_checkpoint(run, tmp
     before = last.read_bytes()
     with (
         no_file_longer_than(len(before) // 2),
-        pytest.raises(TrainingStopped, match=r"cannot write .*\.ckpt: File too large"),
+        pytest.raises(CannotWrite, match=r"cannot write .*\.ckpt: File too large"),
     ):
         run([f"ckpt_path={last}", "trainer.max_epochs=3"])
     assert last.read_bytes() == before

@@ -6,12 +6,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from cvattn.harness.errors import TrainingStopped
-
 _PARTIAL = ".partial"
 
 
-class CannotWrite(TrainingStopped):
+class CannotWrite(OSError):
     """A file could not be written; what was there before is whole."""
 
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from cvattn.data import CIFAR10Data, ImageDataModule
 from cvattn.harness import fit
 from cvattn.harness.assemble import assemble
-from cvattn.harness.decisions import register_resolvers
+from cvattn.harness.config.decisions import register_resolvers
 from cvattn.tasks import parameter_groups
 
 STEPS, EPOCHS, VAL_BATCHES = 12, 2, 2

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from cvattn.data import CIFAR10Data, DataError
-from cvattn.data.cifar_facts import PARQUETS
-from cvattn.data.cifar_files import find, has_official_pixels, read
+from cvattn.data.images.cifar_facts import PARQUETS
+from cvattn.data.images.cifar_files import find, has_official_pixels, read
 
 QUALITY = 75
 

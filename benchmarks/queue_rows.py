@@ -7,8 +7,8 @@ from pathlib import Path
 import machine
 from queue_jobs import Job
 
-from cvattn.harness.csv_log import read_metrics
-from cvattn.harness.summary import read_summary
+from cvattn.harness.reporting.csv_log import read_metrics
+from cvattn.harness.reporting.summary import read_summary
 from cvattn.system.files import write_text
 
 COLUMNS = (

@@ -29,8 +29,8 @@ from queue_jobs import Job, ListError, read_jobs
 from queue_rows import COLUMNS, CURVE_COLUMNS, append, epochs_of, read_rows, row_of
 from rich.console import Console
 
-from cvattn.harness.paths import assigned
-from cvattn.harness.summary import read_summary
+from cvattn.harness.config.paths import assigned
+from cvattn.harness.reporting.summary import read_summary
 from cvattn.system.files import CannotWrite
 
 

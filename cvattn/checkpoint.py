@@ -35,9 +35,7 @@ FORMAT = 1
 PREFIX = "network."
 SAFE = ".safetensors"
 ZIP = b"PK\3\4"  # what torch.save writes begins with
-ON_BOARD = {
-    path.stem: path for path in sorted((Path(__file__).parent / "on_board").glob(f"*{SAFE}"))
-}
+BUNDLED = {path.stem: path for path in sorted((Path(__file__).parent / "bundled").glob(f"*{SAFE}"))}
 
 
 class CheckpointError(ValueError):
@@ -92,7 +90,7 @@ def read(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
     """The whole checkpoint as a dict, after checking that it is one of ours.
 
     Args:
-        path: of a file, or a name in ``ON_BOARD``.
+        path: of a file, or a name in ``BUNDLED``.
         map_location: device of the weights.
 
     Raises:
@@ -101,11 +99,11 @@ def read(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
     """
     file = Path(path)
     if not file.is_file():
-        if str(path) not in ON_BOARD:
+        if str(path) not in BUNDLED:
             raise FileNotFoundError(
-                f"no checkpoint at {path}; by name there are {', '.join(ON_BOARD)}"
+                f"no checkpoint at {path}; by name there are {', '.join(BUNDLED)}"
             )
-        file = ON_BOARD[str(path)]
+        file = BUNDLED[str(path)]
     try:
         read_file = _read_safetensors if file.suffix == SAFE else _read_archive
         content = read_file(file, map_location)

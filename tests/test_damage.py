@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import cvattn
 from cvattn import VisionTransformer, checkpoint
-from cvattn.checkpoint import ON_BOARD, CheckpointError, describe
+from cvattn.checkpoint import BUNDLED, CheckpointError, describe
 from cvattn.cli import main
 from cvattn.harness.checkpoints import WholeCheckpoints
 from cvattn.integrity import DamagedError, check_archive, digest
@@ -234,9 +234,9 @@ def test_ones_with_no_digest_still_load(files, tmp_path):
     assert same(checkpoint.read(path), checkpoint.read(files[".safetensors"]))
 
 
-@pytest.mark.parametrize("name", ON_BOARD)
+@pytest.mark.parametrize("name", BUNDLED)
 def test_those_on_board_have_a_digest(name):
-    with safe_open(ON_BOARD[name], framework="pt") as file:
+    with safe_open(BUNDLED[name], framework="pt") as file:
         assert file.metadata()["sha256"]
 
 

@@ -83,9 +83,9 @@ def _literal(node: ast.expr) -> Any:
 def _factories() -> dict[str, Callable[..., nn.Module]]:
     """Every module class that cvattn exports, and the other ways to make it, as ``Class.way``."""
     found: dict[str, Callable[..., nn.Module]] = {}
-    for room in (cvattn.blocks, cvattn.core, cvattn.models):
-        for name in room.__all__:
-            cls = getattr(room, name)
+    for package in (cvattn.blocks, cvattn.core, cvattn.models):
+        for name in package.__all__:
+            cls = getattr(package, name)
             if inspect.isclass(cls) and issubclass(cls, nn.Module):
                 found[name] = cls
                 for way, method in vars(cls).items():

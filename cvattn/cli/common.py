@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from cvattn.checkpoint import ON_BOARD, CheckpointError, load
+from cvattn.checkpoint import BUNDLED, CheckpointError, load
 from cvattn.system import printable
 
-CHECKPOINT_HELP = f"a .ckpt file of a run (checkpoints/last.ckpt), or {' or '.join(ON_BOARD)}"
+CHECKPOINT_HELP = f"a .ckpt file of a run (checkpoints/last.ckpt), or {' or '.join(BUNDLED)}"
 
 
 class CommandError(Exception):
-    """Something for the user to mend; ``main`` shows it as one line and leaves with ``code``."""
+    """Something that the user can fix; ``main`` shows it as one line and leaves with ``code``."""
 
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
@@ -148,4 +148,4 @@ def _other_checkpoints(path: Path) -> str:
         there = f": {', '.join(map(shown, found))}" if found else ""
         return f"; it is a folder{there}"
     found = sorted(path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
-    return near(shown(path), [*map(shown, found), *ON_BOARD])
+    return near(shown(path), [*map(shown, found), *BUNDLED])

@@ -8,15 +8,15 @@ from typing import Any
 
 import yaml
 
-import cvattn.data as rooms
+import cvattn.data
 from cvattn.cli.common import CommandError, Trained, near
 from cvattn.data import DataInfo, ImageDataModule
 
 # By name, and only these: a checkpoint cannot name other code to run.
 MODULES: dict[str, type[ImageDataModule]] = {
     name.removesuffix("Data").lower(): cls
-    for name in rooms.__all__
-    if inspect.isclass(cls := getattr(rooms, name))
+    for name in cvattn.data.__all__
+    if inspect.isclass(cls := getattr(cvattn.data, name))
     and issubclass(cls, ImageDataModule)
     and cls is not ImageDataModule
 }
@@ -123,7 +123,7 @@ def _own(config: Mapping[str, Any]) -> tuple[type[ImageDataModule] | None, dict[
     if not isinstance(node, Mapping):
         return None, {}, "the checkpoint does not say what data it was trained on"
     target = node.get("_target_")
-    cls = {f"{rooms.__name__}.{cls.__name__}": cls for cls in MODULES.values()}.get(str(target))
+    cls = {f"cvattn.data.{cls.__name__}": cls for cls in MODULES.values()}.get(str(target))
     if cls is None:
         return None, {}, f"the checkpoint was trained on {target}, which is no data of cvattn"
     return cls, {str(k): v for k, v in node.items() if not str(k).startswith("_")}, ""

@@ -142,9 +142,9 @@ def _write(
         rows.writerow(["is \\ taken for", *names])
         rows.writerows([name, *row] for name, row in zip(names, measures.confusion, strict=True))
     (folder / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    with figures.spared("confusion.png"):
+    with figures.tolerate_failure("confusion.png"):
         draw_confusion(measures, trained.outputs, folder / "confusion.png", title=title)
-    with figures.spared("reliability.png"):
+    with figures.tolerate_failure("reliability.png"):
         draw_reliability(measures, folder / "reliability.png", title=title)
 
 

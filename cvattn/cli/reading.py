@@ -12,7 +12,7 @@ from torch import nn
 from cvattn.cli.common import CommandError, shown
 from cvattn.cli.images import readable
 from cvattn.core import Alphabet
-from cvattn.data.line_files import read_line
+from cvattn.data.sequences.line_files import read_line
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rich.table import Table
 import cvattn
 from cvattn.cli.common import CommandError, Parser, near
 from cvattn.cli.data_choice import MODULES, data_here, loaded
-from cvattn.harness.paths import assigned
+from cvattn.harness.config.paths import assigned
 
 _MARK = "# contracts:"
 _ROOT = Path(cvattn.__file__).parents[1]  # of the repository, if this is one

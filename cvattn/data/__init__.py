@@ -1,5 +1,10 @@
 """Data modules: samples in memory or made when needed, a batch at a time, no worker processes.
 
+``images/`` has those of images with classes, ``sequences/`` those whose answers are strings. What
+both use stands beside them: the data module (``module``), what it tells of itself (``info``), the
+random numbers of a sample (``counter``), batches (``loader``), the parts (``split``), the one image
+decoder (``image_files``) and its ``cache``, ``download``.
+
 The names are imported when they are asked for: who only reads an image file with
 :mod:`cvattn.data.image_files` does not wait for Lightning.
 """
@@ -10,36 +15,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cvattn.data.auto import Choice, choose
     from cvattn.data.checks import DataError
-    from cvattn.data.cifar import CIFAR10Data, CIFAR100Data
-    from cvattn.data.digit_lines import DigitLinesData
-    from cvattn.data.digits import DigitsData
-    from cvattn.data.folder import FolderData
-    from cvattn.data.image_data import ImageDataModule
+    from cvattn.data.images.base import ImageDataModule
+    from cvattn.data.images.cifar import CIFAR10Data, CIFAR100Data
+    from cvattn.data.images.digits import DigitsData
+    from cvattn.data.images.folder import FolderData
+    from cvattn.data.images.views import VIEWS, views_of
     from cvattn.data.info import DataInfo, Facts
-    from cvattn.data.line_folder import LineFolderData
     from cvattn.data.loader import BatchLoader
     from cvattn.data.module import DataModule
-    from cvattn.data.strings import StringsData
-    from cvattn.data.views import VIEWS, views_of
+    from cvattn.data.sequences.digit_lines import DigitLinesData
+    from cvattn.data.sequences.line_folder import LineFolderData
+    from cvattn.data.sequences.strings import StringsData
 
-_ROOMS = {
+_MODULES = {
     "Choice": "auto",
     "choose": "auto",
     "DataError": "checks",
-    "CIFAR10Data": "cifar",
-    "CIFAR100Data": "cifar",
-    "DigitLinesData": "digit_lines",
-    "DigitsData": "digits",
-    "FolderData": "folder",
-    "ImageDataModule": "image_data",
+    "CIFAR10Data": "images.cifar",
+    "CIFAR100Data": "images.cifar",
+    "DigitLinesData": "sequences.digit_lines",
+    "DigitsData": "images.digits",
+    "FolderData": "images.folder",
+    "ImageDataModule": "images.base",
     "DataInfo": "info",
     "Facts": "info",
-    "LineFolderData": "line_folder",
+    "LineFolderData": "sequences.line_folder",
     "BatchLoader": "loader",
     "DataModule": "module",
-    "StringsData": "strings",
-    "VIEWS": "views",
-    "views_of": "views",
+    "StringsData": "sequences.strings",
+    "VIEWS": "images.views",
+    "views_of": "images.views",
 }
 
 __all__ = [
@@ -64,9 +69,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cvattn.data import cifar, cifar_files
 from cvattn.data.checks import DataError
+from cvattn.data.images import cifar, cifar_files
 from cvattn.system import is_offline
 
 PATIENCE = 180.0

@@ -1,4 +1,4 @@
-"""Errors of the data room, and the checks of values that arrive from a configuration."""
+"""Errors in data, and the checks of values that arrive from a configuration."""
 
 import difflib
 import math

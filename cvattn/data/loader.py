@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvattn.data.augment import Augmentation
 from cvattn.data.checks import check_int
 from cvattn.data.counter import permutation
+from cvattn.data.images.augment import Augmentation
 
 
 def check_world_size(batch_size: int, world_size: int) -> None:
@@ -125,7 +125,7 @@ class BatchLoader(Batches):
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
         mean, std: per channel, of pixels scaled to 0..1.
-        augment: see :mod:`cvattn.data.augment`; applied before normalisation.
+        augment: see :mod:`cvattn.data.images.augment`; applied before normalisation.
         device: where the arrays are kept and the batches are made; None: where they are.
         others: as in :class:`Batches`.
     """

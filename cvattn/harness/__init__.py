@@ -1,16 +1,23 @@
-"""From a configuration to a trained network and its report."""
+"""From a configuration to a trained network and its report.
 
+``config/`` makes and checks the configuration, ``reporting/`` tells people what happens. A run
+goes through the files here in this order: ``job`` (of a command line), ``fit`` (the whole run),
+``assemble`` (data, network, task; ``resume`` for a run that goes on, at the ``position`` that it
+was stopped at; ``precision``, ``provenance``), ``begin`` (the first files), then the callbacks:
+``callbacks``, ``averaging``, ``checkpoints``, ``run_state``, ``stopping`` (signals).
+"""
+
+from cvattn.harness.allocator import keep_freed_memory
 from cvattn.harness.averaging import AveragedWeights
 from cvattn.harness.callbacks import AttentionMonitor
 from cvattn.harness.checkpoints import BestCheckpoint, LastCheckpoint
-from cvattn.harness.command_line import check_command_line
-from cvattn.harness.csv_log import CSVLog
-from cvattn.harness.errors import ConfigError, TrainingStopped
+from cvattn.harness.config.command_line import check_command_line
+from cvattn.harness.config.errors import ConfigError, TrainingStopped
 from cvattn.harness.fit import fit
 from cvattn.harness.job import run_job
-from cvattn.harness.memory import keep_freed_memory
-from cvattn.harness.shell import plain_errors
-from cvattn.harness.sweep_table import SweepTable
+from cvattn.harness.reporting.console import plain_errors
+from cvattn.harness.reporting.csv_log import CSVLog
+from cvattn.harness.reporting.sweep_table import SweepTable
 
 __all__ = [
     "AttentionMonitor",

@@ -16,11 +16,13 @@ from torch import nn
 from cvattn import checkpoint
 from cvattn.cost import count_macs
 from cvattn.data import DataModule, Facts
-from cvattn.harness.decisions import Decision, decide
-from cvattn.harness.errors import ConfigError, RunIsFinished
+from cvattn.harness.config.decisions import Decision, decide
+from cvattn.harness.config.errors import ConfigError, RunIsFinished
+from cvattn.harness.config.resolve import build, resolve
 from cvattn.harness.position import Position, position_of
 from cvattn.harness.precision import probe_precision
 from cvattn.harness.provenance import commit
+from cvattn.harness.reporting.summary import read_summary
 from cvattn.harness.resume import (
     check_continuable,
     check_same_data,
@@ -31,8 +33,6 @@ from cvattn.harness.resume import (
     saved_config,
     saved_state,
 )
-from cvattn.harness.settle import build, settle
-from cvattn.harness.summary import read_summary
 from cvattn.tasks import NetworkTask
 
 # For what a network takes from the images before training: a million patches and more.
@@ -50,7 +50,7 @@ class Run:
     """A run before it starts.
 
     Attributes:
-        cfg: settled, interpolations alive; ``resolved`` is the same as plain values.
+        cfg: resolved, with its interpolations; ``resolved`` is the same as plain values.
         entry: what every checkpoint carries for ``cvattn.load`` and ``ckpt_path=``.
         macs: multiply-accumulates of the network for one sample of the data's typical size.
         position: of the checkpoint that a continued run goes on from; None of a new run.
@@ -87,7 +87,7 @@ class Run:
 
 
 def assemble(cfg: DictConfig) -> Run:
-    """Check and settle the configuration, load the data, build network and task.
+    """Check and resolve the configuration, load the data, build network and task.
 
     Raises:
         ConfigError: whatever is wrong with the configuration, before any data is loaded; data that
@@ -115,7 +115,7 @@ def assemble(cfg: DictConfig) -> Run:
     if cfg.seed is None:
         drawn = decide(f"seed of {cfg.run_dir}", lambda: Decision(str(torch.seed() % 2**31), ""))
         cfg.seed = int(drawn.choice)
-    data, notes = settle(cfg, given)
+    data, notes = resolve(cfg, given)
     if saved is not None:
         check_continuable(saved, cfg)
     finished = saved is not None and _is_trained(cfg, saved, given)
@@ -173,7 +173,7 @@ def assemble(cfg: DictConfig) -> Run:
 
 
 def _begin(network: Any, data: DataModule) -> None:
-    """What a network takes before its first step: weights of others, the look of the images."""
+    """What a network takes before its first step: weights of others, statistics of the images."""
     if hasattr(network, "load_pretrained"):
         try:
             network.load_pretrained()
@@ -195,7 +195,7 @@ def _check_trackers(cfg: DictConfig) -> None:
 
 
 def _load(data: DataModule) -> Facts:
-    """Download and read the data; what is wrong with it is the user's to mend."""
+    """Download and read the data; what is wrong with it is a ConfigError."""
     try:
         data.prepare_data()
         data.setup("fit")

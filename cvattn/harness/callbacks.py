@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cvattn.blocks import SelfAttention2d
-from cvattn.harness.errors import TrainingStopped
+from cvattn.harness.config.errors import TrainingStopped
 from cvattn.maps import attention_entropy, attention_modules, capture_attention
 
 

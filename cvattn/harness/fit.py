@@ -10,7 +10,6 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
 from cvattn.cost import count_parameters
-from cvattn.harness import report
 from cvattn.harness.assemble import Run, assemble
 from cvattn.harness.averaging import AveragedWeights, averaged
 from cvattn.harness.begin import BeginRun
@@ -21,15 +20,16 @@ from cvattn.harness.callbacks import (
     ValidateAtTheLastStep,
 )
 from cvattn.harness.checkpoints import WholeCheckpoints
-from cvattn.harness.drawing import draw_run
-from cvattn.harness.errors import RunIsFinished
-from cvattn.harness.progress import ProgressLines, Throughput
+from cvattn.harness.config.errors import RunIsFinished
+from cvattn.harness.config.resolve import build
+from cvattn.harness.reporting import panels
+from cvattn.harness.reporting.console import plain_console, quiet
+from cvattn.harness.reporting.progress import ProgressLines, Throughput
+from cvattn.harness.reporting.run_pictures import draw_run
+from cvattn.harness.reporting.summary import write_summary
 from cvattn.harness.resume import run_folder
 from cvattn.harness.run_state import RunState
-from cvattn.harness.settle import build
-from cvattn.harness.shell import plain_console, quiet
 from cvattn.harness.stopping import Stopping, stoppable
-from cvattn.harness.summary import write_summary
 from cvattn.system.files import remove_leftovers
 
 
@@ -76,10 +76,10 @@ def _carry_out(run: Run, stopping: Stopping) -> float:
             ProgressLines(console, throughput, run.info.unit),
         ],
     )
-    facts = report.facts(run, trainer)  # the code may change on disk while it runs
+    facts = panels.facts(run, trainer)  # the code may change on disk while it runs
     if trainer.is_global_zero:
         remove_leftovers(run.folder)
-        report.show_start(console, run, trainer)
+        panels.show_start(console, run, trainer)
     if run.cfg.compile:
         run.network.compile()
     trainer.fit(run.task, datamodule=run.data, ckpt_path=run.ckpt_path, weights_only=True)
@@ -118,7 +118,7 @@ def _carry_out(run: Run, stopping: Stopping) -> float:
             **throughput.figures(run.macs_at, run.info.unit),
         }
         write_summary(run.folder / "summary.json", summary)
-        report.show_end(console, summary, run)
+        panels.show_end(console, summary, run)
     return best
 
 

@@ -8,14 +8,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cvattn.harness.errors import STOPPED, ConfigError
+from cvattn.harness.config.errors import STOPPED, ConfigError
 from cvattn.harness.fit import fit
-from cvattn.harness.shell import plain_errors, show_error
-from cvattn.harness.sweep_table import ERROR, show_table
+from cvattn.harness.reporting.console import plain_errors, show_error
+from cvattn.harness.reporting.sweep_table import ERROR, show_table
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    """:func:`fit` for ``train.py``: what is the user's to mend becomes a message.
+    """:func:`fit` for ``train.py``: what the user can fix becomes a message.
 
     One job of a multirun that fails does not take the others with it. Its message goes into
     ``error.txt`` in its folder, and it has no accuracy: to a search that is a failed trial, and no

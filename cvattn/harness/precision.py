@@ -6,7 +6,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from cvattn.harness.decisions import Decision
+from cvattn.harness.config.decisions import Decision
 
 # bf16 has to be this much faster to be worth its rounding.
 GAIN = 1.15

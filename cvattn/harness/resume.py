@@ -15,11 +15,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from cvattn import checkpoint
 from cvattn.data import Facts
 from cvattn.harness.averaging import AveragedWeights
-from cvattn.harness.composition import parse
-from cvattn.harness.config_check import TOP_LEVEL, resolve_target
-from cvattn.harness.errors import ConfigError, did_you_mean
-from cvattn.harness.paths import assigned
-from cvattn.harness.trust import check_saved
+from cvattn.harness.config.checks import TOP_LEVEL, resolve_target
+from cvattn.harness.config.composition import parse
+from cvattn.harness.config.errors import ConfigError, did_you_mean
+from cvattn.harness.config.paths import assigned
+from cvattn.harness.config.trust import check_saved
 
 # Groups whose choice a continued run may change: nothing of theirs was trained.
 _FREE = {"callbacks", "logger"}
@@ -96,7 +96,7 @@ def saved_state(path: str) -> dict[str, Any]:
 
 
 def check_continuable(saved: Mapping[str, Any], cfg: DictConfig) -> None:
-    """Raise ConfigError if the settled configuration cannot go on from this state."""
+    """Raise ConfigError if the resolved configuration cannot go on from this state."""
     if cfg.trainer.get("fast_dev_run"):
         raise ConfigError(
             "trainer.fast_dev_run tries a batch in a run of its own; a continued run would leave "

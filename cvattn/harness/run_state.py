@@ -6,9 +6,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from cvattn.harness.csv_log import CSVLog
-from cvattn.harness.errors import ConfigError
+from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.position import Position, align, position_of, rewrite_loops
+from cvattn.harness.reporting.csv_log import CSVLog
 from cvattn.tasks import NetworkTask
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from cvattn.harness.errors import STOPPED
-from cvattn.harness.paths import continue_command
+from cvattn.harness.config.errors import STOPPED
+from cvattn.harness.config.paths import continue_command
 
 # A key that is pressed twice in this time (in seconds) was meant once.
 _ONE_PRESS = 2.0

@@ -65,7 +65,7 @@ class Continuation:
             self.cache.select(rows)
         logits = self.network.decode(tokens[:, None], self.memory, self.memory_mask, self.cache)
         logits = logits[:, -1].float()
-        # What is no part of an answer; the network has learned so, and shall not have the choice.
+        # What is no part of an answer; the network has learned so, and must not have the choice.
         return logits.index_fill(1, torch.tensor([PAD, BEGIN], device=logits.device), -torch.inf)
 
 

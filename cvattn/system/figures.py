@@ -28,7 +28,7 @@ def save(figure: "Figure", file: IO[bytes]) -> None:
 
 
 @contextmanager
-def spared(name: str) -> Iterator[None]:
+def tolerate_failure(name: str) -> Iterator[None]:
     """Whatever goes wrong inside is said in one line: a picture is not worth what it is of."""
     try:
         yield

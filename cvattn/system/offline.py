@@ -1,4 +1,4 @@
-"""``CVATTN_OFFLINE``: whether anything may be downloaded. Every room asks here."""
+"""``CVATTN_OFFLINE``: whether anything may be downloaded. Every package of ours asks here."""
 
 import os
 

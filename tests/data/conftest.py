@@ -11,7 +11,7 @@ import pytest
 from copies import Server, change, md5, parquet_bytes
 
 from cvattn.data import CIFAR10Data, CIFAR100Data, download
-from cvattn.data.cifar_facts import PARQUETS
+from cvattn.data.images.cifar_facts import PARQUETS
 
 TRAIN, TEST = 50, 10
 

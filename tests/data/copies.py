@@ -9,7 +9,7 @@ import threading
 from PIL import Image
 
 from cvattn.data import CIFAR10Data
-from cvattn.data.cifar_facts import PARQUETS
+from cvattn.data.images.cifar_facts import PARQUETS
 
 
 def md5(data: bytes) -> str:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cvattn.data.augment import Affine, CropFlip
 from cvattn.data.counter import Stream, bits, integers, uniform
+from cvattn.data.images.augment import Affine, CropFlip
 
 H, W = 11, 17
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from copies import change, lay_out, parquet_bytes
 
-from cvattn.data import CIFAR10Data, CIFAR100Data, DataError, cifar_files, download
+from cvattn.data import CIFAR10Data, CIFAR100Data, DataError, download
+from cvattn.data.images import cifar_files
 
 FORMS = ["folder", "archive", "parquet", "parquet:plain_text", "parquet:cifar10/plain_text"]
 REAL = os.environ.get("CVATTN_DATA")

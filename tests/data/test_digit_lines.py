@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cvattn.data import DigitLinesData, DigitsData
-from cvattn.data.digit_lines import MEAN, STD
+from cvattn.data.sequences.digit_lines import MEAN, STD
 
 PLAIN = {"rotation": 0.0, "shift": 0.0, "noise": 0.0, "gap": [0.0, 0.0], "size": [32.0, 32.0]}
 

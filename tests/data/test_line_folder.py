@@ -12,7 +12,7 @@ from PIL import Image
 
 from cvattn.data import DataError, LineFolderData
 from cvattn.data.image_files import ImageError
-from cvattn.data.line_files import read_line
+from cvattn.data.sequences.line_files import read_line
 
 
 @pytest.fixture

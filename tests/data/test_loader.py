@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import assert_accurate
 
-from cvattn.data.augment import CropFlip
+from cvattn.data.images.augment import CropFlip
 from cvattn.data.loader import BatchLoader, check_world_size
 
 N, H, W = 103, 6, 9

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from cvattn.data.augment import CropFlip
-from cvattn.data.rand_augment import RandAugment, in_turn
+from cvattn.data.images.augment import CropFlip
+from cvattn.data.images.rand_augment import RandAugment, in_turn
 
 IMAGES = torch.randint(
     0, 256, (13, 3, 16, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)

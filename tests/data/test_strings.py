@@ -100,7 +100,7 @@ def test_refused(options, message):
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_an_epoch_gives_every_string_once_and_like_lengths_together(world_size):
-    from cvattn.data.sequence_data import SequenceBatches
+    from cvattn.data.sequences.base import SequenceBatches
 
     data = StringsData()
 

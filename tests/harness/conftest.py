@@ -12,7 +12,7 @@ from omegaconf import DictConfig, open_dict
 from runs import CONF
 
 from cvattn.harness import fit
-from cvattn.harness.decisions import register_resolvers
+from cvattn.harness.config.decisions import register_resolvers
 
 
 @pytest.fixture

@@ -16,12 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-import cvattn.data.folder
-import cvattn.harness.drawing
+import cvattn.data.images.folder
 import cvattn.harness.fit
-import cvattn.harness.pictures
-import cvattn.harness.report
-from cvattn.harness.csv_log import CSVLog
+import cvattn.harness.reporting.panels
+import cvattn.harness.reporting.pictures
+import cvattn.harness.reporting.run_pictures
+from cvattn.harness.reporting.csv_log import CSVLog
 from cvattn.tasks import ClassificationTask
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -53,14 +53,14 @@ class Moment:
 def prepare(at: str, moment: Moment) -> None:
     """Make the moment come at a step ("batch", "test", ...) or at a file ("half:summary.json")."""
     steps = {
-        "data": (cvattn.data.folder.FolderData, "setup"),
+        "data": (cvattn.data.images.folder.FolderData, "setup"),
         "batch": (ClassificationTask, "training_step"),
         "validation": (ClassificationTask, "validation_step"),
         "test": (ClassificationTask, "test_step"),
-        "curves": (cvattn.harness.drawing, "draw_curves"),
-        "attention": (cvattn.harness.drawing, "draw_attention"),
+        "curves": (cvattn.harness.reporting.run_pictures, "draw_curves"),
+        "attention": (cvattn.harness.reporting.run_pictures, "draw_attention"),
         "summary": (sys.modules["cvattn.harness.fit"], "write_summary"),
-        "end": (cvattn.harness.report, "show_end"),
+        "end": (cvattn.harness.reporting.panels, "show_end"),
     }
     if at in steps:
         moment.before(*steps[at])

@@ -6,7 +6,7 @@ import torch
 from runs import CONF, TINY
 
 from cvattn.harness import ConfigError, check_command_line
-from cvattn.harness.settle import settle
+from cvattn.harness.config.resolve import resolve
 
 NET = __name__ + ".Net"
 
@@ -87,16 +87,16 @@ LINES = ["model=reader", "data.train_size=80", "trainer.accelerator=cpu"]
 )
 def test_what_lines_decide(composed, override, message):
     with pytest.raises(ConfigError, match=message):
-        settle(composed([*LINES, override]), [override])
+        resolve(composed([*LINES, override]), [override])
 
 
 def test_a_known_key_of_the_recipe_without_effect_is_said(composed):
     overrides = [*TINY, "recipe.epochs=7"]  # TINY has trainer.max_epochs=1
     cfg = composed(overrides)
-    _, notes = settle(cfg, overrides)
+    _, notes = resolve(cfg, overrides)
     assert any(note.startswith("recipe.epochs=7 has no effect here") for note in notes)
     overrides = ["data=digits", "recipe.epochs=7", "recipe.small.batch_size=25"]
-    _, notes = settle(composed(overrides), overrides)
+    _, notes = resolve(composed(overrides), overrides)
     assert not any("no effect" in note for note in notes)
 
 
@@ -105,7 +105,7 @@ def test_a_known_key_of_the_recipe_without_effect_is_said(composed):
 )
 def test_precisions_are_recorded_by_their_long_names(composed, given, meant):
     cfg = composed([*TINY, f"trainer.precision={given}"])
-    settle(cfg, [])
+    resolve(cfg, [])
     assert cfg.trainer.precision == meant
 
 

@@ -11,7 +11,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import cvattn
 from cvattn.data import DigitsData
 from cvattn.harness import ConfigError, fit
-from cvattn.harness.settle import settle
+from cvattn.harness.config.resolve import resolve
 from cvattn.tasks import parameter_groups
 
 EMA = [*TINY[:-1], "callbacks=[default,ema]", "trainer.max_epochs=2"]
@@ -154,7 +154,7 @@ def test_lightnings_own_averages_are_refused(composed, target):
     more = [f"+callbacks.other._target_=pytorch_lightning.callbacks.{target}"]
     more += ["+callbacks.other.swa_lrs=0.1"] if target.startswith("St") else []
     with pytest.raises(ConfigError, match=r"callbacks=\[default,ema\]"):
-        settle(composed([*TINY, *more]), more)
+        resolve(composed([*TINY, *more]), more)
 
 
 def test_an_average_keeps_its_bits_beside_a_network_of_fewer():

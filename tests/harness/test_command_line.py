@@ -5,8 +5,8 @@ from runs import CONF, TINY
 
 from cvattn import checkpoint
 from cvattn.harness import ConfigError, check_command_line
-from cvattn.harness.composition import parse
-from cvattn.harness.paths import continue_command
+from cvattn.harness.config.composition import parse
+from cvattn.harness.config.paths import continue_command
 from cvattn.models import SAGANClassifier
 
 WRONG = [

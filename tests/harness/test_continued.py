@@ -186,13 +186,13 @@ def another(value):
 def test_every_key_acts_or_is_refused(composed, choice, tmp_path):
     """Each key of conf/ in turn, with another value: what is recorded is what is built."""
     from cvattn import checkpoint as files_of
-    from cvattn.harness.settle import settle
+    from cvattn.harness.config.resolve import resolve
     from cvattn.models import SAGANClassifier
 
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     cfg = composed(["data=digits", f"model={choice}", "callbacks=[default,early_stopping,ema]"])
-    settle(cfg, [])
+    resolve(cfg, [])
     with open_dict(cfg):
         cfg.ckpt_path = None
     source = OmegaConf.to_container(cfg, resolve=False)
@@ -207,7 +207,7 @@ def test_every_key_acts_or_is_refused(composed, choice, tmp_path):
             continue
         try:
             changed = saved_config(str(path), [f"{key}={json.dumps(new)}"], cfg)
-            settle(changed, [])
+            resolve(changed, [])
         except ConfigError:
             refused.append(key)
             continue

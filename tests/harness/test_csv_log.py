@@ -1,5 +1,5 @@
 from cvattn.harness import CSVLog
-from cvattn.harness.csv_log import read_metrics
+from cvattn.harness.reporting.csv_log import read_metrics
 
 
 def test_one_row_an_epoch_with_every_column(tmp_path):

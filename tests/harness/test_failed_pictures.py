@@ -5,7 +5,7 @@ import json
 import pytest
 from runs import TINY
 
-from cvattn.harness import drawing
+from cvattn.harness.reporting import run_pictures
 
 
 @pytest.mark.parametrize("failing", ["curves", "attention"])
@@ -13,7 +13,7 @@ def test_a_run_goes_on_to_its_summary(run, tmp_path, monkeypatch, capsys, failin
     def fail(*args, **kwargs):
         raise RuntimeError("no font has this sign")
 
-    monkeypatch.setattr(drawing, f"draw_{failing}", fail)
+    monkeypatch.setattr(run_pictures, f"draw_{failing}", fail)
     run(TINY)
     assert "accuracy" in json.loads((tmp_path / "run" / "summary.json").read_text())["test"]
     names = {path.stem for path in (tmp_path / "run").glob("*.png")}

@@ -11,7 +11,7 @@ from runs import TINY
 
 from cvattn.harness import CSVLog
 from cvattn.harness.checkpoints import WholeCheckpoints
-from cvattn.harness.summary import read_summary, write_summary
+from cvattn.harness.reporting.summary import read_summary, write_summary
 from cvattn.system.files import CannotWrite, remove_leftovers, whole_file, write_text
 
 

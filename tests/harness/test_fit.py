@@ -13,9 +13,9 @@ from runs import CONF, TINY
 import cvattn
 from cvattn.data import DigitsData
 from cvattn.harness import ConfigError, TrainingStopped, check_command_line, fit
-from cvattn.harness.composition import parse
-from cvattn.harness.csv_log import read_metrics
-from cvattn.harness.paths import continue_command
+from cvattn.harness.config.composition import parse
+from cvattn.harness.config.paths import continue_command
+from cvattn.harness.reporting.csv_log import read_metrics
 from cvattn.harness.resume import saved_config
 from cvattn.models.whitening import PatchWhitening
 

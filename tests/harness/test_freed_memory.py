@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cvattn.harness import memory
+from cvattn.harness import allocator
 
 # Ten steps that each ask for 80 MB in two parts and free them: new pages are counted as faults.
 STEPS = """
@@ -28,7 +28,7 @@ def test_freed_memory_serves_the_next_step():
     kept, returned = (
         int(
             subprocess.run(
-                [sys.executable, "-c", STEPS.format(keep=keep, module=memory.__file__)],
+                [sys.executable, "-c", STEPS.format(keep=keep, module=allocator.__file__)],
                 capture_output=True,
                 text=True,
                 check=True,

@@ -10,8 +10,8 @@ from killing import differences, draw_images, outcome, small_run
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from cvattn.harness import ConfigError, LastCheckpoint, fit
-from cvattn.harness.csv_log import read_metrics
 from cvattn.harness.position import Position, position_of
+from cvattn.harness.reporting.csv_log import read_metrics
 from cvattn.tasks import ClassificationTask
 
 STEPS = [

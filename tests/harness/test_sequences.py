@@ -11,8 +11,8 @@ from runs import CONF
 import cvattn
 from cvattn.cost import count_macs
 from cvattn.harness import ConfigError, check_command_line
-from cvattn.harness.csv_log import read_metrics
-from cvattn.harness.settle import settle
+from cvattn.harness.config.resolve import resolve
+from cvattn.harness.reporting.csv_log import read_metrics
 
 SMALL = [
     *("trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_epochs=1"),
@@ -36,7 +36,7 @@ def summary_of(tmp_path) -> dict:
 )
 def test_a_model_brings_its_task_and_data(composed, model, task, data):
     cfg = composed([f"model={model}"])
-    settle(cfg, [])
+    resolve(cfg, [])
     assert cfg.task._target_ == task
     assert cfg.data._target_ == data
     assert cfg.model.target_vocab == len(cfg.task.alphabet) + 3

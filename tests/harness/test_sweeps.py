@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from runs import CONF, TINY, start, train
 
 from cvattn.harness import ConfigError, check_command_line
-from cvattn.harness.sweep_table import show_table, sweep_rows
+from cvattn.harness.reporting.sweep_table import show_table, sweep_rows
 
 RANGE = "recipe.optimizer.lr=tag(log, interval(0.04, 0.64))"
 
@@ -29,7 +29,7 @@ def test_a_plugin_that_is_not_installed_says_how(group, monkeypatch):
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("cvattn.harness.command_line.version", missing)
+    monkeypatch.setattr("cvattn.harness.config.command_line.version", missing)
     with pytest.raises(ConfigError, match=rf"{group} needs hydra-\w+-\w+: pip install"):
         check_command_line([group, RANGE], CONF)
 

@@ -7,7 +7,7 @@ import torch
 from runs import TINY
 
 from cvattn.data import DigitsData, StringsData
-from cvattn.harness.csv_log import read_metrics
+from cvattn.harness.reporting.csv_log import read_metrics
 from cvattn.tasks import ClassificationTask
 
 ALL = [o for o in TINY if not o.startswith("trainer.limit")]  # 12 batches of 100, 2 of validation

@@ -9,8 +9,8 @@ from runs import CONF, TINY
 
 from cvattn import checkpoint
 from cvattn.harness import ConfigError, check_command_line
+from cvattn.harness.config.resolve import resolve
 from cvattn.harness.resume import saved_config, saved_state
-from cvattn.harness.settle import settle
 from cvattn.models import SAGANClassifier
 
 
@@ -22,7 +22,7 @@ def offered(composed, tmp_path):
         path = tmp_path / "run" / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True, exist_ok=True)
         cfg = composed(TINY)
-        settle(cfg, TINY)
+        resolve(cfg, TINY)
         for key, value in changes.items():
             OmegaConf.update(cfg, key, value, force_add=True)
         choices = {"data": "digits", "model": "sagan", "callbacks": "default", "logger": "csv"}

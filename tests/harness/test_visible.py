@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 from runs import TINY
 
-from cvattn.harness import pictures, progress
-from cvattn.harness.csv_log import read_metrics
+from cvattn.harness.reporting import pictures, progress
+from cvattn.harness.reporting.csv_log import read_metrics
 
 
 def test_the_learning_rate_is_in_the_log_and_a_monitors_values_too(run, tmp_path, capsys, caplog):

@@ -146,7 +146,7 @@ FAULTS = (
     Fault(
         "NaN that is seen vanishes",
         "core/attention/nonfinite.py",
-        "return result if mark is None else result + mark.to(result.dtype)",
+        "return result if nan_rows is None else result + nan_rows.to(result.dtype)",
         "return result",
         (HIDDEN,),
     ),
@@ -319,7 +319,7 @@ FAULTS = (
     ),
     Fault(
         "validation equal to test",
-        "data/cifar.py",
+        "data/images/cifar.py",
         'ImageSet(both["train"].images[val], labels[val])',
         'both["test"]',
         ("data/test_cifar.py::test_every_form_gives_the_same_images[folder]",),

@@ -38,10 +38,10 @@ def test_long_names_are_cut():
 
 
 def test_what_goes_wrong_is_said_in_one_line(capsys):
-    with figures.spared("a.png"):
+    with figures.tolerate_failure("a.png"):
         raise ValueError("two\nlines\x1b[31m")
     assert capsys.readouterr().err == (
         "note: a.png was not drawn: ValueError: two lines\\x1b[31m\n"
     )
-    with pytest.raises(KeyboardInterrupt), figures.spared("a.png"):
+    with pytest.raises(KeyboardInterrupt), figures.tolerate_failure("a.png"):
         raise KeyboardInterrupt

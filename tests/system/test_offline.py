@@ -4,9 +4,9 @@ import pytest
 
 from cvattn.cli import main
 from cvattn.data import choose
-from cvattn.data.cifar import CIFAR10Data
+from cvattn.data.images.cifar import CIFAR10Data
 from cvattn.harness import ConfigError, plain_errors
-from cvattn.harness.decisions import decide_data
+from cvattn.harness.config.decisions import decide_data
 from cvattn.models import TimmCNN
 from cvattn.system import is_offline
 

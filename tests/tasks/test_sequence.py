@@ -11,7 +11,7 @@ from torch import nn
 from cvattn.core import Alphabet
 from cvattn.core.alphabet import PAD
 from cvattn.data import StringsData
-from cvattn.data.sequence_data import padded_targets
+from cvattn.data.sequences.base import padded_targets
 from cvattn.models import Transformer
 from cvattn.models.decoding import generate
 from cvattn.tasks import SequenceTask

@@ -1,6 +1,6 @@
 """Scaled dot-product attention: the specification, the fused routes and the plan that chooses.
 
-The only room where a softmax over keys is written.
+The only package where a softmax over keys is written.
 """
 
 from cvattn.core.attention.attend import attention

@@ -123,12 +123,12 @@ def _fused(
     elif allowed is not None:
         term = term.masked_fill(~allowed, float("-inf"))
     hides = plain_causal or term is not None
-    mark = None
+    nan_rows = None
     if not keys_are_finite and (hides or _skips_nan(call)) and not all_finite(query, key, value):
         if attn_bias is not None:
             allowed = merge_allowed(query, key, allowed, attn_bias, False)
         split = split_nonfinite(query, key, value, allowed, is_causal=plain_causal)
-        query, key, value, mark = split
+        query, key, value, nan_rows = split
     width, value_width = padded_widths(call)
     output = F.scaled_dot_product_attention(
         _dense(query, width),
@@ -140,7 +140,7 @@ def _fused(
         scale=scale,
     )
     add_second_derivative(output, is_causal=plain_causal, scale=scale, dropout_p=dropout_p)
-    return propagate_nonfinite(output[..., : call.value_dim], mark)
+    return propagate_nonfinite(output[..., : call.value_dim], nan_rows)
 
 
 def _skips_nan(call: AttentionCall) -> bool:

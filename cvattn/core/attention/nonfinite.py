@@ -47,13 +47,13 @@ def split_nonfinite(
         dtype = torch.float32 if key.device.type == "cpu" else torch.float16
         bad = torch.einsum("bhls,bhs->bhl", allowed.to(dtype), bad_keys.to(dtype)) > 0
     bad = bad | (_not_finite(query) & sees)
-    mark = torch.zeros_like(bad, dtype=torch.float32).masked_fill(bad, float("nan"))[..., None]
-    return _finite(query), _finite(key), _finite(value), mark
+    nan_rows = torch.zeros_like(bad, dtype=torch.float32).masked_fill(bad, float("nan"))[..., None]
+    return _finite(query), _finite(key), _finite(value), nan_rows
 
 
-def propagate_nonfinite(result: Tensor, mark: Tensor | None) -> Tensor:
-    """The mark is added, not filled in: the gradients of marked rows are NaN as well."""
-    return result if mark is None else result + mark.to(result.dtype)
+def propagate_nonfinite(result: Tensor, nan_rows: Tensor | None) -> Tensor:
+    """NaN is added to those rows, not filled in: their gradients are NaN as well."""
+    return result if nan_rows is None else result + nan_rows.to(result.dtype)
 
 
 def all_finite(*tensors: Tensor) -> bool:

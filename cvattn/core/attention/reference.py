@@ -69,16 +69,16 @@ def attention_weights(
     bias = take_rows(attn_bias, length, rows)
     if rows is not None:
         query = query.index_select(2, rows)
-    mark = None
+    nan_rows = None
     if allowed is not None and not all_finite(query, key):
-        query, key, _, mark = split_nonfinite(query, key, key, allowed)
+        query, key, _, nan_rows = split_nonfinite(query, key, key, allowed)
     # Autocast makes softmax in float32, and its results are that.
     autocast = _autocast_dtype(query)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     _check_size(query, key)
     with _without_autocast(query):
         weights = _weights(query, key, allowed, bias, scale)
-    return propagate_nonfinite(weights if autocast else weights.to(query.dtype), mark)
+    return propagate_nonfinite(weights if autocast else weights.to(query.dtype), nan_rows)
 
 
 def reference_attention(
@@ -96,9 +96,9 @@ def reference_attention(
     check_inputs(query, key, value)
     check_terms(query, key, attn_mask, attn_bias)
     allowed = hidden_part(merge_allowed(query, key, attn_mask, attn_bias, is_causal))
-    mark = None
+    nan_rows = None
     if allowed is not None and not all_finite(query, key, value):
-        query, key, value, mark = split_nonfinite(query, key, value, allowed)
+        query, key, value, nan_rows = split_nonfinite(query, key, value, allowed)
     dtype = _autocast_dtype(value) or value.dtype
     products = product_dtype(value.device, dtype)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -111,7 +111,7 @@ def reference_attention(
         if dropout_p > 0.0:
             weights = F.dropout(weights, dropout_p)
         output = (weights.to(products) @ value.to(products)).to(dtype)
-    return propagate_nonfinite(output, mark)
+    return propagate_nonfinite(output, nan_rows)
 
 
 def _weights(

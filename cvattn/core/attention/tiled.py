@@ -37,9 +37,11 @@ def tiled_attention(
     # The operator is what graphs hold; it has the first two derivatives in reverse mode alone.
     tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     call = torch.ops.cvattn.tiled_attention if tracing else Tiled.apply
-    output, mark = call(query, key, value, attn_mask, attn_bias, is_causal, scale, dropout_p, seed)
+    output, nan_rows = call(
+        query, key, value, attn_mask, attn_bias, is_causal, scale, dropout_p, seed
+    )
     hides = attn_mask is not None or attn_bias is not None or is_causal
-    return propagate_nonfinite(output, mark if hides else None)
+    return propagate_nonfinite(output, nan_rows if hides else None)
 
 
 # Not torch.library.custom_op: it loads torch's compiler, which takes seconds, when first called.
@@ -75,11 +77,11 @@ def _forward(
     terms = Terms.of(query, key, attn_mask, attn_bias, is_causal)
     dropout = TileDropout(dropout_p, seed, terms)
     output = query.new_empty(*query.shape[:3], value.shape[-1])
-    mark = query.new_zeros(*query.shape[:3], 1, dtype=torch.float32)
-    outputs, marks = output.flatten(0, 1), mark.flatten(0, 1)
+    nan_rows = query.new_zeros(*query.shape[:3], 1, dtype=torch.float32)
+    outputs, flat_nan_rows = output.flatten(0, 1), nan_rows.flatten(0, 1)
     in_kernel = tile_kernel.takes(query, key, value, terms, dropout_p)
     if in_kernel and terms.empty:
-        return output.copy_(tile_kernel.attend(query, key, value, None, scale)), mark
+        return output.copy_(tile_kernel.attend(query, key, value, None, scale)), nan_rows
     with torch.autocast(query.device.type, enabled=False):
         for group in tile_weights(query, key, value, terms, scale):
             for tile in group.tiles:
@@ -94,8 +96,8 @@ def _forward(
                     _product(target, group.rounded(weights, tile), group.values[:, tile.keys])
                 bad = group.sees_bad(tile)
                 if bad is not None:
-                    marks[tile.samples, tile.rows].masked_fill_(bad, float("nan"))
-    return output, mark
+                    flat_nan_rows[tile.samples, tile.rows].masked_fill_(bad, float("nan"))
+    return output, nan_rows
 
 
 @torch.library.impl(LIBRARY, "tiled_attention_backward", "CompositeExplicitAutograd")

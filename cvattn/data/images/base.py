@@ -1,0 +1,177 @@
+"""What all data modules share: arrays in memory, loaders, examples and their pictures."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cvattn.data.checks import check_choice, check_int
+from cvattn.data.counter import Stream, permutation
+from cvattn.data.images.augment import Augmentation
+from cvattn.data.info import DataInfo
+from cvattn.data.loader import BatchLoader, check_world_size
+from cvattn.data.module import DataModule
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """One part of a data set: ``images`` uint8 (N, C, H, W) and ``labels`` int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class ImageDataModule(DataModule):
+    """Base of the image data modules; a subclass says what the data is, this serves it.
+
+    A subclass writes ``describe()`` (cheap: constants, headers, folder names), ``_read()`` (all
+    pixels, and the completed facts) and ``_augmentation()``. It may write ``prepare_data()``,
+    which Lightning calls in one process before ``setup()``.
+
+    Args:
+        as in :class:`DataModule`.
+
+    Attributes:
+        info: None before ``setup()``, then the complete :class:`DataInfo`.
+        test_views: which views of a test image may be averaged (:func:`views_of`); a subclass
+            whose images may be mirrored says so.
+    """
+
+    test_views = "none"
+
+    def __init__(self, *, batch_size: int, eval_batch_size: int, seed: int) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        self.info: DataInfo | None = None
+        self._sets: Mapping[str, ImageSet] = {}
+
+    @property
+    def for_task(self) -> dict[str, Any]:
+        return {"test_views": self.test_views}
+
+    def describe(self) -> DataInfo:
+        """What can be known without reading pixels; ``.info`` once ``setup()`` has run."""
+        raise NotImplementedError
+
+    def _read(self) -> tuple[Mapping[str, ImageSet], DataInfo]:
+        """All pixels by split name, and facts whose sizes and fingerprint the base completes."""
+        raise NotImplementedError
+
+    def _augmentation(self) -> Augmentation | None:
+        """What is done to training images, or None."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the data into memory, once, whatever the stage."""
+        if self._sets:
+            return
+        check_world_size(self.batch_size, self._place()[1])  # before the reading takes its time
+        sets, info = self._read()
+        self.info = dataclasses.replace(
+            info,
+            train_size=len(sets["train"].images),
+            val_size=len(sets["val"].images),
+            test_size=len(sets["test"].images),
+            fingerprint=hashlib.sha256(sets["test"].images.numpy().tobytes()).hexdigest()[:16],
+        )
+        self._sets = sets
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled, augmented, normalised; see :class:`BatchLoader`."""
+        return self._loader("train", train=True)
+
+    def val_dataloader(self) -> BatchLoader:
+        """Every validation image once, not augmented."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> BatchLoader:
+        """Every test image once, not augmented."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> BatchLoader:
+        """The test images, in order; several processes take every n-th image each."""
+        return self._loader("test")
+
+    def split(self, name: str) -> ImageSet:
+        """The raw arrays of "train", "val" or "test"; reads the data if that was not done."""
+        check_choice("split", name, SPLITS)
+        self.setup()
+        return self._sets[name]
+
+    def example_images(self, n: int, split: str = "val") -> tuple[Tensor, Tensor, Tensor]:
+        """The first ``n`` images (or all, if fewer) of one fixed random order, on the CPU.
+
+        The same images in every run, whatever the seed: pictures and entropies of different runs
+        can be compared.
+
+        Returns:
+            images (n, C, H, W) float32 normalised, labels (n,), and positions in the split (n,).
+        """
+        check_int("n", n, minimum=1)
+        chosen = self.split(split)
+        order = permutation(0, 0, len(chosen.images), Stream.EXAMPLES)[:n]
+        loader = self._make_loader(chosen, device=torch.device("cpu"))
+        return *loader.batch(order), order
+
+    def example_inputs(self, n: int, split: str = "val") -> tuple[Tensor, ...]:
+        """The images alone of :meth:`example_images`."""
+        return self.example_images(n, split)[:1]
+
+    def denormalise(self, images: Tensor) -> np.ndarray:
+        """Normalised (B, C, H, W) or (C, H, W) back to uint8 pixels, (B, H, W, C) or (H, W, C)."""
+        info = self._complete_info()
+        channels = (-1, 1, 1)
+        mean = torch.tensor(info.mean).view(channels)
+        std = torch.tensor(info.std).view(channels)
+        pixels = (images.detach().float().cpu() * std + mean) * 255
+        return pixels.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()
+
+    def _loader(self, name: str, *, train: bool = False) -> BatchLoader:
+        chosen = self.split(name)
+        return self._make_loader(chosen, train=train, device=self._device(chosen.images))
+
+    def _make_loader(
+        self, chosen: ImageSet, *, device: torch.device, train: bool = False
+    ) -> BatchLoader:
+        info = self._complete_info()
+        rank, world_size = self._place()
+        return BatchLoader(
+            chosen.images,
+            chosen.labels,
+            batch_size=self.batch_size if train else self.eval_batch_size,
+            mean=info.mean,
+            std=info.std,
+            train=train,
+            augment=self._augmentation() if train else None,
+            seed=self.seed,
+            epoch=self._epoch,
+            behind=self._behind,
+            rank=rank,
+            world_size=world_size,
+            device=device,
+        )
+
+    def _complete_info(self) -> DataInfo:
+        self.setup()
+        if self.info is None:
+            raise RuntimeError("setup() did not set info")  # a subclass replaced setup()
+        return self.info
+
+    def _device(self, images: Tensor) -> torch.device:
+        """The trainer's GPU if the images fit easily, else the CPU (Lightning moves batches)."""
+        device = torch.device("cpu")
+        if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.trainer.strategy.root_device)
+            if images.nbytes * 4 < free:
+                device = self.trainer.strategy.root_device
+        return device
+
+
+def fill_colour(mean: Sequence[float]) -> tuple[int, ...]:
+    """The mean colour in whole pixel values 0..255, for erased squares."""
+    return tuple(round(255 * value) for value in mean)

@@ -1,0 +1,205 @@
+"""CIFAR-10 and CIFAR-100 from any of the forms that people have, or downloaded."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from cvattn.data import download
+from cvattn.data.checks import DataError, check_choice
+from cvattn.data.images import cifar_files as files
+from cvattn.data.images.augment import Augmentation, CropFlip
+from cvattn.data.images.base import ImageDataModule, ImageSet, fill_colour
+from cvattn.data.images.cifar_facts import CIFAR10, CIFAR100, Cifar
+from cvattn.data.images.rand_augment import RandAugment, in_turn
+from cvattn.data.images.views import VIEWS
+from cvattn.data.info import DataInfo
+from cvattn.data.split import stratified_split
+from cvattn.system import is_offline
+
+_SPLIT_SEED = 2009
+
+
+class CIFARData(ImageDataModule):
+    """What the two have in common; :class:`CIFAR10Data` says what the arguments mean."""
+
+    cifar: ClassVar[Cifar]
+
+    def __init__(
+        self,
+        *,
+        root: str | Path = "data",
+        batch_size: int = 512,
+        eval_batch_size: int = 1000,
+        seed: int = 0,
+        train_on_val: bool = False,
+        crop_pad: int = 4,
+        flip: str = "alternating",
+        cutout: int = 0,
+        rand_augment: int = 0,
+        rand_augment_magnitude: int = 9,
+        test_views: str = "flip_shift",
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        self.root = Path(root).expanduser().absolute()
+        self._crop_flip = CropFlip(
+            crop_pad=crop_pad, flip=flip, cutout=cutout, fill=fill_colour(self.cifar.mean)
+        )
+        self._crop_flip.check_fits(32, 32)
+        self._rand_augment = RandAugment(operations=rand_augment, magnitude=rand_augment_magnitude)
+        self.train_on_val = train_on_val
+        self.test_views = check_choice("test_views", test_views, VIEWS)
+
+    def describe(self) -> DataInfo:
+        """Constants; looks at file names only."""
+        if self.info is not None:
+            return self.info
+        found = files.find(self.cifar, self.root)
+        return DataInfo(
+            name=self.cifar.name,
+            classes=self.cifar.classes,
+            channels=3,
+            image_size=(32, 32),
+            mean=self.cifar.mean,
+            std=self.cifar.std,
+            train_size=self.cifar.counts["train"]
+            - (0 if self.train_on_val else self.cifar.val_size),
+            val_size=self.cifar.val_size,
+            test_size=self.cifar.counts["test"],
+            source=found.words if found else f"to be downloaded into {self.root}",
+        )
+
+    def prepare_data(self) -> None:
+        """Check what is there, download what is not; one process at a time.
+
+        Raises:
+            DataError: a damaged file of the user's own (it is not touched), no network (within 20
+                seconds, with what was tried), or ``CVATTN_OFFLINE=1`` and nothing to read.
+        """
+        found = files.find(self.cifar, self.root)
+        if found is not None and files.problem(found) is None:
+            return
+        if found is None and is_offline():
+            raise DataError(
+                f"{self.cifar.title} is not in {self.root} and CVATTN_OFFLINE forbids downloads; "
+                + self.cifar.to_do.format(root=self.root)
+            )
+        if found is not None:
+            self._refuse_unless_ours(found)
+        with download.lock(self.root):
+            # Another process may have finished while this one waited. Twice: a fresh download
+            # that is damaged as well is fetched once more.
+            for _ in range(3):
+                found = files.find(self.cifar, self.root)
+                if found is None:
+                    _fetch_fastest(self.cifar, self.root)
+                elif files.problem(found) is None:
+                    return
+                else:
+                    kept = download.set_aside(self._refuse_unless_ours(found))
+                    print(f"set aside as damaged: {kept}", file=sys.stderr)
+            found = files.find(self.cifar, self.root)
+            if found is None or files.problem(found) is not None:
+                raise DataError(
+                    "what the server sends is not "
+                    + self.cifar.title
+                    + "; "
+                    + self.cifar.to_do.format(root=self.root)
+                )
+
+    def _refuse_unless_ours(self, found: files.Found) -> Path:
+        """The damaged file, if it may be fetched again; DataError if not."""
+        path, what = files.problem(found) or (found.paths[0], "is damaged")
+        if not download.is_ours(path):
+            raise DataError(
+                f"{path} {what}; it is not a file that we downloaded, so it stays as it is: "
+                "replace or remove it"
+            )
+        if is_offline():
+            raise DataError(f"{path} {what}; CVATTN_OFFLINE forbids fetching it again: remove it")
+        return path
+
+    def _augmentation(self) -> Augmentation | None:
+        return in_turn(self._rand_augment, self._crop_flip)
+
+    def _read(self) -> tuple[Mapping[str, ImageSet], DataInfo]:
+        found = files.find(self.cifar, self.root)
+        if found is None:
+            raise DataError(
+                f"{self.cifar.title} is not in {self.root}; call prepare_data() first (a Trainer "
+                "does), or " + self.cifar.to_do.format(root=self.root)
+            )
+        both = files.read(found)
+        labels = both["train"].labels
+        train, val = stratified_split(labels, self.cifar.val_size, seed=_SPLIT_SEED)
+        if self.train_on_val:
+            train = torch.arange(len(labels))
+        sets = {
+            "train": ImageSet(both["train"].images[train], labels[train]),
+            "val": ImageSet(both["train"].images[val], labels[val]),
+            "test": both["test"],
+        }
+        official = files.has_official_pixels(found, both["test"].images)
+        info = dataclasses.replace(self.describe(), official_pixels=official, source=found.words)
+        return sets, info
+
+
+class CIFAR10Data(CIFARData):
+    """CIFAR-10 (Krizhevsky, 2009): 32 x 32 colour photographs of 10 classes.
+
+    45,000 images train, 5,000 (500 of each class, the same in every run) validate, the 10,000
+    official test images test. ``.info.official_pixels`` says whether the pixels are the published
+    ones: copies that were encoded as JPEG exist, and accuracies on them are lower.
+
+    Args:
+        root: a folder with the official ``cifar-10-python.tar.gz``, its extracted folder, or the
+            two parquet files of the Hugging Face copy (in the root, ``plain_text/`` or
+            ``cifar10/``). Where there is none, ``prepare_data()`` downloads into it, unless
+            ``CVATTN_OFFLINE=1``.
+        batch_size, eval_batch_size, seed: as in :class:`ImageDataModule`.
+        train_on_val: train on all 50,000 images, the 5,000 of the validation included; its figures
+            then mean nothing. For a last run, when every choice has been made.
+        crop_pad, flip, cutout: see :class:`cvattn.data.images.augment.CropFlip`.
+        rand_augment, rand_augment_magnitude: see
+            :class:`cvattn.data.images.rand_augment.RandAugment`.
+        test_views: see :func:`cvattn.data.views_of`.
+    """
+
+    cifar = CIFAR10
+
+
+class CIFAR100Data(CIFARData):
+    """CIFAR-100: 32 x 32 colour photographs of 100 classes (the fine labels), split as CIFAR-10.
+
+    What is known of the official files is checked: the archive and its folder by their md5 sums,
+    parquet files by the number of images of each class.
+
+    Args: as :class:`CIFAR10Data`.
+    """
+
+    cifar = CIFAR100
+
+
+def promise(cifar: Cifar) -> tuple[download.Promise | None, str]:
+    """The fastest source that answers within a few seconds, and what was tried, in words."""
+    promises = download.probe(cifar.sources)
+    tried = "; ".join(
+        f"{p.source.files[0].url}: {p.problem or f'about {p.seconds:.0f} s'}" for p in promises
+    )
+    answered = [p for p in promises if p.seconds is not None]
+    return min(answered, key=lambda p: p.seconds or 0.0, default=None), tried
+
+
+def _fetch_fastest(cifar: Cifar, root: Path) -> None:
+    best, tried = promise(cifar)
+    if best is None:
+        raise DataError(
+            f"{cifar.title} is not in {root} and no server answered (tried {tried}); "
+            + cifar.to_do.format(root=root)
+        )
+    for file in best.source.files:
+        if not (root / file.path).exists():
+            download.fetch(file, root)

@@ -1,0 +1,230 @@
+"""Everything that can be wrong with a configuration, found before any data is loaded."""
+
+import inspect
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import hydra.utils
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationKeyError
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
+from pytorch_lightning.loggers import Logger
+from torch import nn
+from torch.optim import Optimizer
+
+from cvattn import models
+from cvattn.data import DataModule
+from cvattn.harness.averaging import AveragedWeights
+from cvattn.harness.config.errors import ConfigError, did_you_mean
+
+# What a `_target_` may be, by where it stands: a configuration cannot call anything else.
+KINDS: dict[str, type] = {
+    "model": nn.Module,
+    "data": DataModule,
+    "data.*": DataModule,
+    "task": pl.LightningModule,
+    "task.optimizer": Optimizer,
+    "recipe.optimizer": Optimizer,
+    "trainer": pl.Trainer,
+    "callbacks.*": pl.Callback,
+    "logger.*": Logger,
+}
+# Arguments that the harness passes itself, and what says them instead.
+GIVEN = {
+    "task": {"network": "model=", "test_views": "data.test_views="},
+    "task.optimizer": {"params": "the task"},
+    "recipe.optimizer": {"params": "the task"},
+    "trainer": {
+        "callbacks": "callbacks=",
+        "logger": "logger=",
+        "default_root_dir": "hydra.run.dir=",
+        "enable_progress_bar": "the harness, which has its own",
+        "enable_checkpointing": "callbacks=",
+        "use_distributed_sampler": "the data, whose loaders know their process",
+    },
+}
+TOP_LEVEL = {
+    *("data", "task", "model", "recipe", "trainer", "callbacks", "logger"),
+    *("seed", "compile", "ckpt_path", "resume", "run_dir", "notes"),
+}
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Raise ConfigError unless every ``_target_`` is of its kind and takes its values."""
+    for key in cfg:
+        if key not in TOP_LEVEL:
+            raise ConfigError(f"unknown key {key!r}{did_you_mean(str(key), TOP_LEVEL)}")
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationKeyError as error:
+        raise ConfigError(
+            f"{error.full_key}: {str(error.msg).splitlines()[0]}; is the recipe one for this task?"
+        ) from error
+    assert isinstance(plain, dict)
+    for name, annotation in (
+        ("seed", int | None),
+        ("compile", bool),
+        ("ckpt_path", str | None),
+        ("resume", typing.Literal["auto"] | None),
+    ):
+        if not fits(plain.get(name), annotation):
+            raise ConfigError(f"{name}={plain[name]!r}: expected {_show(annotation)}")
+    if isinstance(plain.get("notes"), dict):
+        raise ConfigError("notes: expected a remark in words, or a list of them")
+    for path, node in _targets(plain):
+        _check_target(path, node)
+
+
+def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield path, dict(node)
+        for key, child in node.items():
+            yield from _targets(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from _targets(child, f"{path}.{index}")
+
+
+def _check_target(path: str, node: dict) -> None:
+    kind = KINDS.get(path) or KINDS.get(path.rsplit(".", 1)[0] + ".*")
+    if kind is None:
+        raise ConfigError(f"{path} has a _target_; those belong to {', '.join(KINDS)}")
+    cls = resolve_target(path, node["_target_"])
+    if not (inspect.isclass(cls) and issubclass(cls, kind)):
+        raise ConfigError(
+            f"{path}._target_={node['_target_']}: expected a {kind.__module__}.{kind.__name__}"
+        )
+    if path == "model" and cls not in (getattr(models, name) for name in models.__all__):
+        raise ConfigError(
+            f"model._target_={node['_target_']}: train.py trains the networks of cvattn.models "
+            f"({', '.join(models.__all__)}), which a checkpoint can be loaded back into; one's own "
+            "is trained from Python, by cvattn.tasks.ClassificationTask and Lightning's Trainer"
+        )
+    averages = issubclass(cls, (WeightAveraging, StochasticWeightAveraging))
+    if averages and not issubclass(cls, AveragedWeights):
+        raise ConfigError(
+            f"{path}._target_={node['_target_']}: with it, weights are judged and saved that no "
+            "average has reached; use callbacks=[default,ema], or a subclass of "
+            "cvattn.harness.AveragedWeights"
+        )
+    parameters = inspect.signature(cls).parameters
+    values = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
+    if strange := set(node) - set(values) - {"_target_", "_partial_", "_convert_", "_recursive_"}:
+        raise ConfigError(f"{path}.{min(strange)}: arguments are given by their names")
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = GIVEN.get(path, {})
+    for name, value in values.items():
+        if name in given:
+            raise ConfigError(f"{path}.{name} is for {given[name]} to say")
+        if name not in parameters:
+            if open_ended:
+                continue
+            raise ConfigError(
+                f"{path}.{name}: {cls.__name__} has no such argument"
+                + did_you_mean(name, parameters)
+            )
+        if value == "???" or _has_target(value):
+            continue
+        annotation = _annotation(cls, parameters[name])
+        if path == "trainer" and name == "precision" and value == "auto":
+            continue  # the harness replaces it by what the probe says
+        if not fits(value, annotation):
+            raise ConfigError(f"{path}.{name}={value!r}: expected {_show(annotation)}")
+    required = {
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    }
+    missing = required - set(values) - set(GIVEN.get(path, ()))
+    if missing and not node.get("_partial_"):
+        raise ConfigError(f"{path}: {cls.__name__} also needs {', '.join(sorted(missing))}")
+
+
+def resolve_target(path: str, target: Any) -> Any:
+    """What a ``_target_`` names, imported.
+
+    Raises:
+        ConfigError: there is no such thing.
+    """
+    if not isinstance(target, str):
+        raise ConfigError(f"{path}._target_={target!r}: expected the dotted name of a class")
+    try:
+        return hydra.utils.get_object(target)
+    except Exception as error:
+        parent, _, leaf = target.rpartition(".")
+        try:
+            known = [f"{parent}.{name}" for name in dir(hydra.utils.get_object(parent))]
+        except Exception:
+            known = []
+        near = did_you_mean(target, known) if leaf and known else ""
+        near = near if near.startswith("; did you mean") else ""
+        raise ConfigError(f"{path}._target_={target}: there is no such class{near}") from error
+
+
+def _annotation(cls: type, parameter: inspect.Parameter) -> Any:
+    try:
+        return typing.get_type_hints(cls.__init__).get(parameter.name, Any)  # type: ignore[misc]
+    except (NameError, TypeError):
+        return Any
+
+
+def _has_target(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a YAML value may be passed where ``annotation`` is asked for.
+
+    An int serves as a float and a list as any sequence; a bool is not a number. What an annotation
+    says beyond YAML's own types is left to the constructor.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in arguments)
+    if origin is typing.Annotated:
+        return fits(value, arguments[0])
+    if annotation is Any:
+        return True
+    if annotation is None or annotation is type(None):
+        return value is None
+    if annotation is bool:
+        return isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is str:
+        return isinstance(value, str)
+    if origin is tuple and arguments and Ellipsis not in arguments:
+        return (
+            isinstance(value, (list, tuple))
+            and len(value) == len(arguments)
+            and all(fits(v, a) for v, a in zip(value, arguments, strict=True))
+        )
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        return isinstance(value, (list, tuple)) and all(fits(v, arguments[0]) for v in value)
+    if inspect.isclass(annotation) and annotation is not object:
+        return isinstance(value, annotation)
+    return True
+
+
+def _show(annotation: Any) -> str:
+    """An annotation as a person would write it."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_show(a) for a in arguments)
+    if annotation is type(None):
+        return "null"
+    if inspect.isclass(origin) and issubclass(origin, Sequence):
+        return "a list of " + ", ".join(_show(a) for a in arguments if a is not Ellipsis)
+    return getattr(annotation, "__name__", str(annotation))

@@ -1,0 +1,140 @@
+"""What Lightning refuses late, or does in another way than it was asked to, said at once."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cvattn.data.loader import check_world_size
+from cvattn.harness.config.errors import ConfigError
+
+# Lightning's names for each precision.
+_PRECISIONS = {
+    "16": "16-mixed",
+    "bf16": "bf16-mixed",
+    "32": "32-true",
+    "64": "64-true",
+    **{name: name for name in ("auto", "16-mixed", "16-true", "bf16-mixed", "bf16-true")},
+    **{name: name for name in ("32-true", "64-true")},
+}
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Raise ConfigError for a length, precision, strategy or batch that no run can have.
+
+    The precision is written in Lightning's long form: ``bf16`` is ``bf16-mixed``.
+    """
+    _check_end(cfg.trainer)
+    _check_precision(cfg.trainer)
+    _check_strategy(cfg.trainer)
+    check_processes(cfg.trainer)
+    for key, value in _numbers(OmegaConf.to_container(cfg, resolve=True)):
+        if math.isnan(value):
+            raise ConfigError(f"{key}=nan: expected a number")
+    batch_size = cfg.data.get("batch_size")
+    if isinstance(batch_size, int):
+        try:
+            check_world_size(batch_size, processes(cfg.trainer))
+        except ValueError as error:
+            raise ConfigError(f"data: {error}") from error
+
+
+def processes(trainer: DictConfig) -> int:
+    """How many processes train, by ``trainer.devices`` and ``trainer.num_nodes``."""
+    devices = trainer.get("devices", "auto")
+    gpus = torch.cuda.device_count() if on(trainer) == "cuda" else 1
+    if isinstance(devices, str) and devices.isdecimal():
+        devices = int(devices)
+    if isinstance(devices, str) and devices not in ("auto", "-1"):
+        here = len([part for part in devices.split(",") if part.strip()])
+    elif devices in ("auto", "-1", -1, None):
+        here = gpus
+    else:
+        here = devices if isinstance(devices, int) else len(devices)
+    return max(1, here * int(trainer.get("num_nodes") or 1))
+
+
+def on(trainer: DictConfig) -> str:
+    """ "cuda", "mps", "cpu", or another kind of device that was named."""
+    named = trainer.get("accelerator", "auto")
+    if named in ("auto", "gpu"):
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu" if named == "auto" else "gpu"
+    return str(named)
+
+
+def _check_end(trainer: DictConfig) -> None:
+    given = {key: trainer.get(key) for key in ("max_epochs", "max_steps")}
+    for key, value in given.items():
+        if value == 0 or (isinstance(value, int) and value < -1):
+            raise ConfigError(f"trainer.{key}={value}: expected at least 1")
+    if all(value in (None, -1) for value in given.values()):
+        raise ConfigError(
+            f"trainer.max_epochs={given['max_epochs']}: the learning-rate schedule needs an end; "
+            "set trainer.max_epochs or trainer.max_steps to a positive number (trainer.max_time or "
+            "callbacks=[default,early_stopping] may end the run before)"
+        )
+
+
+def _check_precision(trainer: DictConfig) -> None:
+    given = str(trainer.get("precision", "auto"))
+    if given not in _PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision={given}: expected one of {', '.join(sorted(_PRECISIONS))}"
+        )
+    trainer.precision = precision = _PRECISIONS[given]
+    device = on(trainer)
+    if precision.startswith("16-") and device == "cpu":
+        other = "bf16-mixed" if precision == "16-mixed" else "bf16-true"
+        raise ConfigError(
+            f"trainer.precision={given}: half precision is for a GPU, and this run is on a CPU, "
+            f"where float16 is slow and leaves its range; use trainer.precision={other}, or "
+            "32-true"
+        )
+    if precision == "64-true" and device == "mps":
+        raise ConfigError(f"trainer.precision={given}: this device (mps) has no float64")
+
+
+def _check_strategy(trainer: DictConfig) -> None:
+    strategy = trainer.get("strategy", "auto")
+    if isinstance(strategy, str) and any(n in strategy for n in ("spawn", "fork", "notebook")):
+        raise ConfigError(
+            f"trainer.strategy={strategy}: its processes are copies of this one, which a run does "
+            "not survive; use trainer.strategy=ddp, which starts each anew"
+        )
+
+
+def check_processes(trainer: DictConfig) -> None:
+    """Raise ConfigError if more processes were started than the trainer will bring together."""
+    world = os.environ.get("WORLD_SIZE", "")
+    if not world.isdecimal() or int(world) < 2:
+        return
+    count = int(world)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    asked = f"trainer=ddp trainer.devices={here}" + f" trainer.num_nodes={count // here}" * (
+        count != here
+    )
+    told = f"{count} processes were started (WORLD_SIZE={count})"
+    if not str(trainer.get("strategy")).startswith("ddp"):
+        raise ConfigError(
+            f"{told}, and each would train a network of its own into one folder: add {asked} "
+            "(where a run is continued, trainer.strategy=ddp for trainer=ddp), or start one process"
+        )
+    if processes(trainer) != count:
+        raise ConfigError(f"{told}, but trainer.devices and num_nodes ask for others: give {asked}")
+
+
+def _numbers(node: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(node, float):
+        yield path, node
+    items: Any = ()
+    if isinstance(node, Mapping):
+        items = node.items()
+    elif isinstance(node, list):
+        items = enumerate(node)
+    for key, child in items:
+        yield from _numbers(child, f"{path}.{key}" if path else str(key))

@@ -1,0 +1,56 @@
+"""Which pictures a run ends with: the kind of task decides."""
+
+from functools import singledispatch
+from typing import cast
+
+import pytorch_lightning as pl
+
+from cvattn.data import ImageDataModule
+from cvattn.data.sequences.base import SequenceDataModule
+from cvattn.harness.assemble import Run
+from cvattn.harness.reporting.csv_log import CSVLog
+from cvattn.harness.reporting.pictures import draw_attention, draw_curves
+from cvattn.harness.reporting.reading_picture import draw_reading
+from cvattn.system import figures
+from cvattn.tasks import ClassificationTask, NetworkTask, SequenceTask
+
+
+def draw_run(run: Run, trainer: pl.Trainer) -> None:
+    """``curves.png``, and ``attention.png`` if there is attention to be drawn.
+
+    What cannot be drawn is said in a line: the run goes on to its summary.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLog):
+            with figures.tolerate_failure("curves.png"):
+                rows = [logger.rows[epoch] for epoch in sorted(logger.rows)]
+                title = f"{run.name} on {run.info.label}"
+                draw_curves(rows, run.folder / "curves.png", title=title)
+    with figures.tolerate_failure("attention.png"):
+        run.network.eval()
+        _draw_attention(run.task, run)
+
+
+@singledispatch
+def _draw_attention(task: NetworkTask, run: Run) -> None:
+    """Somebody's own task has none."""
+
+
+@_draw_attention.register
+def _(task: ClassificationTask, run: Run) -> None:
+    data = cast(ImageDataModule, run.data)
+    images, labels, _ = data.example_images(5, split="test")
+    draw_attention(
+        run.network,
+        images.to(next(run.network.parameters()).device),
+        labels.tolist(),
+        data.describe().classes,
+        run.folder / "attention.png",
+        to_picture=data.denormalise,
+    )
+
+
+@_draw_attention.register
+def _(task: SequenceTask, run: Run) -> None:
+    data = cast(SequenceDataModule, run.data)
+    draw_reading(task, data, run.folder / "attention.png")

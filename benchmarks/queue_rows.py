@@ -9,7 +9,7 @@ from queue_jobs import Job
 
 from cvattn.harness.reporting.csv_log import read_metrics
 from cvattn.harness.reporting.summary import read_summary
-from cvattn.system.files import write_text
+from cvattn.system.files import make_folder, write_text
 
 COLUMNS = (
     *("run", "seed", "command", "data", "test_accuracy", "test_accuracy_views", "views"),
@@ -110,4 +110,5 @@ def append(
     writer = csv.DictWriter(text, columns, restval="")
     writer.writeheader()
     writer.writerows([*kept, *rows])
+    make_folder(path.parent)
     write_text(path, text.getvalue())

@@ -1,13 +1,16 @@
 """cvattn: self-attention for computer vision, on one shared core."""
 
 from importlib import import_module
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from cvattn.blocks import SelfAttention2d, insert_attention, remove_attention, split_parameters
 from cvattn.checkpoint import load
 from cvattn.core import Decoder, Encoder, MultiHeadAttention
 from cvattn.maps import capture_attention
 from cvattn.models import SAGANClassifier, Transformer, VisionTransformer
+
+if TYPE_CHECKING:
+    from cvattn.explorer import explore
 
 __version__ = "0.1.0"
 
@@ -20,21 +23,24 @@ __all__ = [
     "Transformer",
     "VisionTransformer",
     "capture_attention",
+    "explore",
     "insert_attention",
     "load",
     "remove_attention",
     "split_parameters",
 ]
 
-# Rooms that few need are imported when they are named: cvattn.weights.from_torch(module).
-_LATER = frozenset({"cost", "testing", "weights"})
+# What few need is imported when it is named: cvattn.weights.from_torch(module).
+_LATER = frozenset({"cost", "inference", "testing", "weights"})
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _LATER:
         return import_module(f"{__name__}.{name}")
+    if name == "explore":
+        return import_module(f"{__name__}.explorer").explore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, *__all__})

@@ -12,7 +12,8 @@ import cvattn
 # Frozen: a name that goes missing breaks somebody's code. New ones are added here on purpose.
 PUBLIC = {
     "cvattn": "Decoder Encoder MultiHeadAttention SAGANClassifier SelfAttention2d Transformer "
-    "VisionTransformer capture_attention insert_attention load remove_attention split_parameters",
+    "VisionTransformer capture_attention explore insert_attention load remove_attention "
+    "split_parameters",
     "cvattn.core": "Alphabet Decoder DecoderCache DecoderLayer DropPath Encoder EncoderLayer "
     "FeedForward LayerScale MultiHeadAttention RelativeGridBias attention attention_weights masks "
     "positions record_routes use_route",
@@ -28,7 +29,10 @@ PUBLIC = {
     "cvattn.data": "BatchLoader CIFAR100Data CIFAR10Data Choice DataError DataInfo DataModule "
     "DigitLinesData DigitsData Facts FolderData ImageDataModule LineFolderData StringsData VIEWS "
     "choose views_of",
-    "cvattn.system": "csv_cell figures is_offline printable",
+    "cvattn.explorer": "Page explore",
+    "cvattn.inference": "Classifier InferenceError LineReader NotFiniteError as_classifier "
+    "as_line_reader find_images open_classifier open_network",
+    "cvattn.system": "csv_cell did_you_mean figures is_offline printable",
     "cvattn.checkpoint": "CheckpointError load read save",
     "cvattn.core.masks": "causal_mask combine_masks from_additive from_torch_masks from_zero_one "
     "length_mask local_mask_2d padding_mask",
@@ -84,8 +88,8 @@ def test_import_and_load_bring_torch_and_nothing_heavier(tmp_path):
 def test_rooms_that_are_imported_when_they_are_named():
     program = (
         "import sys, cvattn\n"
-        "rooms = ['cost', 'testing', 'weights']\n"
-        "assert set(rooms) <= set(dir(cvattn))\n"
+        "rooms = ['cost', 'explorer', 'inference', 'testing', 'weights']\n"
+        "assert {*rooms, 'explore'} - {'explorer'} <= set(dir(cvattn))\n"
         "assert not {f'cvattn.{room}' for room in rooms} & set(sys.modules)\n"
         "cvattn.weights.from_torch, cvattn.testing.check_attention, cvattn.cost.count_macs\n"
         "cvattn.nothing"

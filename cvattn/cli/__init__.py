@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cvattn.cli.common import CommandError, near
-from cvattn.system import is_offline, printable
+from cvattn.cli.common import CommandError
+from cvattn.system import did_you_mean, is_offline, printable
 
 # One module for each, with ``run(arguments) -> exit code``; imported when it is called for.
 COMMANDS = {
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except ValueError as error:
             raise CommandError(str(error)) from None
         if name not in COMMANDS:
-            raise CommandError(f"unknown command {name!r}{near(name, COMMANDS)}")
+            raise CommandError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
         return importlib.import_module(f"cvattn.cli.{name}").run(rest)
     except CommandError as error:
         print(f"error: {printable(str(error), lines=True)}", file=sys.stderr)
@@ -69,3 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as done:  # argparse, after --help
         return done.code if isinstance(done.code, int) else 0
+    except ValueError as error:
+        from cvattn.inference import InferenceError, NotFiniteError  # help needs no image library
+
+        if not isinstance(error, InferenceError):
+            raise
+        print(f"error: {printable(str(error), lines=True)}", file=sys.stderr)
+        return 1 if isinstance(error, NotFiniteError) else 2

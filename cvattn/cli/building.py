@@ -14,7 +14,8 @@ import cvattn.blocks
 import cvattn.core
 import cvattn.models
 from cvattn.checkpoint import CheckpointError, load
-from cvattn.cli.common import CommandError, near
+from cvattn.cli.common import CommandError
+from cvattn.system import did_you_mean
 
 
 def build(text: str) -> tuple[nn.Module, bool]:
@@ -37,11 +38,11 @@ def build(text: str) -> tuple[nn.Module, bool]:
     name, arguments, named = _read(text)
     known = _factories()
     if name not in known:
-        raise CommandError(f"there is no {name!r} to be built{near(name, known)}")
+        raise CommandError(f"there is no {name!r} to be built{did_you_mean(name, known)}")
     parameters = inspect.signature(known[name]).parameters
     for key in named:
         if key not in parameters:
-            raise CommandError(f"{name} has no argument {key!r}{near(key, parameters)}")
+            raise CommandError(f"{name} has no argument {key!r}{did_you_mean(key, parameters)}")
     try:
         with torch.device("meta"):
             module = known[name](*arguments, **named)

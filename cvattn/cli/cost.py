@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cvattn.cli.building import build
-from cvattn.cli.common import CommandError, Parser, near
+from cvattn.cli.common import CommandError, Parser
 from cvattn.core.memory import available_bytes
 from cvattn.cost import (
     AttentionCost,
@@ -18,6 +18,7 @@ from cvattn.cost import (
     predict_peak,
 )
 from cvattn.cost.memory import can_trace
+from cvattn.system import did_you_mean
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WHOLE = {"int64": torch.int64, "bool": torch.bool}
@@ -70,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _named(given: str, known: dict[str, torch.dtype], what: str) -> torch.dtype:
     if given not in known:
-        raise CommandError(f"{what} {given!r} is not known{near(given, known)}")
+        raise CommandError(f"{what} {given!r} is not known{did_you_mean(given, known)}")
     return known[given]
 
 

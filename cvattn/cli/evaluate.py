@@ -18,11 +18,13 @@ from rich.text import Text
 from torch import Tensor
 
 import cvattn
-from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, Trained, open_classifier, shown
-from cvattn.cli.data_choice import MODULES, choose_data, loaded
+from cvattn.cli.arguments import parse_data
+from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
 from cvattn.cli.figures import draw_confusion, draw_reliability
 from cvattn.cli.measures import BINS, Measures, measure
 from cvattn.data import VIEWS, BatchLoader, DataInfo, ImageDataModule, views_of
+from cvattn.inference import Classifier, open_classifier
+from cvattn.inference.own_data import MODULES, choose_data, loaded
 from cvattn.system import csv_cell, figures
 
 _MOST_ROWS = 50
@@ -32,18 +34,18 @@ def run(arguments: Sequence[str]) -> int:
     """The command. Leaves ``evaluation.json``, ``confusion.{png,csv}`` and ``reliability.png``."""
     args = _parser().read(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = open_classifier(args.checkpoint, device)
-    data, notes = choose_data(trained, args.data)
+    classifier = open_classifier(args.checkpoint, device)
+    data, notes = choose_data(classifier, *parse_data(args.data))
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     for note in notes:
         errors.print(f"note: {shown(note)}", markup=False)
     info = loaded(data)
     folder = Path(args.output) if args.output else default_folder(Path(args.checkpoint))
-    loader = _loader(data, trained, args.split)
+    loader = _loader(data, classifier, args.split)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        measures = measure(*_logits(trained, loader, args.views, device, errors))
-        _write(folder, measures, trained, data, args, device)
+        measures = measure(*_logits(classifier, loader, args.views, device, errors))
+        _write(folder, measures, classifier, data, args, device)
     except torch.OutOfMemoryError as error:
         raise CommandError(
             f"the GPU's memory does not hold batches of {data.eval_batch_size}; set a smaller "
@@ -51,7 +53,7 @@ def run(arguments: Sequence[str]) -> int:
         ) from error
     except OSError as error:
         raise CommandError(f"cannot write into {shown(folder)}: {error}") from error
-    _show(Console(highlight=False), measures, trained, info, _what(args), folder)
+    _show(Console(highlight=False), measures, classifier, info, _what(args), folder)
     return 0
 
 
@@ -61,7 +63,7 @@ def default_folder(checkpoint: Path) -> Path:
     return (parent.parent if parent.name == "checkpoints" else parent) / "evaluation"
 
 
-def _loader(data: ImageDataModule, trained: Trained, split: str) -> BatchLoader:
+def _loader(data: ImageDataModule, classifier: Classifier, split: str) -> BatchLoader:
     """The split in order, normalised as the network was trained, whatever the data would do."""
     part = data.split(split)
     if not len(part.images):
@@ -70,13 +72,13 @@ def _loader(data: ImageDataModule, trained: Trained, split: str) -> BatchLoader:
         part.images,
         part.labels,
         batch_size=data.eval_batch_size,
-        mean=trained.mean,
-        std=trained.std,
+        mean=classifier.mean,
+        std=classifier.std,
     )
 
 
 def _logits(
-    trained: Trained, loader: BatchLoader, views: str, device: str, errors: Console
+    classifier: Classifier, loader: BatchLoader, views: str, device: str, errors: Console
 ) -> tuple[Tensor, Tensor]:
     logits, labels = [], []
     batches = track(
@@ -90,7 +92,7 @@ def _logits(
     with torch.inference_mode(), _full_precision(device):
         for images, truth in batches:
             seen = views_of(images.to(device), views)
-            logits.append(sum(w * trained.network(view).float() for w, view in seen).cpu())
+            logits.append(sum(w * classifier.network(view).float() for w, view in seen).cpu())
             labels.append(truth)
     found = torch.cat(logits)
     bad = int((~found.isfinite()).any(-1).sum())
@@ -107,12 +109,17 @@ def _full_precision(device: str) -> AbstractContextManager[object]:
 
 
 def _write(
-    folder: Path, measures: Measures, trained: Trained, data: ImageDataModule, args, device: str
+    folder: Path,
+    measures: Measures,
+    classifier: Classifier,
+    data: ImageDataModule,
+    args,
+    device: str,
 ) -> None:
     info = data.describe()
     content = {
         "checkpoint": os.path.abspath(args.checkpoint),
-        "network": type(trained.network).__name__,
+        "network": type(classifier.network).__name__,
         "data": {
             "name": info.name,
             "label": info.label,
@@ -123,7 +130,7 @@ def _write(
             "fingerprint": info.fingerprint,
         },
         "views": args.views,
-        "classes": list(trained.outputs),
+        "classes": list(classifier.outputs),
         **{k: v for k, v in dataclasses.asdict(measures).items() if k != "confusion"},  # in the CSV
         "device": device,
         "precision": "float32",
@@ -138,12 +145,12 @@ def _write(
         "w", newline="", encoding="utf-8", errors="backslashreplace"
     ) as file:
         rows = csv.writer(file)
-        names = [csv_cell(name) for name in trained.outputs]
+        names = [csv_cell(name) for name in classifier.outputs]
         rows.writerow(["is \\ taken for", *names])
         rows.writerows([name, *row] for name, row in zip(names, measures.confusion, strict=True))
     (folder / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     with figures.tolerate_failure("confusion.png"):
-        draw_confusion(measures, trained.outputs, folder / "confusion.png", title=title)
+        draw_confusion(measures, classifier.outputs, folder / "confusion.png", title=title)
     with figures.tolerate_failure("reliability.png"):
         draw_reliability(measures, folder / "reliability.png", title=title)
 
@@ -156,12 +163,12 @@ def _what(args) -> str:
 def _show(
     console: Console,
     measures: Measures,
-    trained: Trained,
+    classifier: Classifier,
     info: DataInfo,
     what: str,
     folder: Path,
 ) -> None:
-    kind = type(trained.network).__name__
+    kind = type(classifier.network).__name__
     table = Table(title=Text(f"{kind} on {info.label}, {what}"), title_justify="left")
     # Folded where there is no room: a figure cut short is another.
     table.add_column("class", overflow="fold")
@@ -176,9 +183,9 @@ def _show(
         wrong = confusion[i].copy()
         wrong[i] = 0
         worst = int(wrong.argmax())
-        mistake = f"{shown(trained.outputs[worst])} ({wrong[worst]})" if wrong[worst] else ""
+        mistake = f"{shown(classifier.outputs[worst])} ({wrong[worst]})" if wrong[worst] else ""
         table.add_row(
-            Text(shown(trained.outputs[i])),
+            Text(shown(classifier.outputs[i])),
             f"{confusion[i].sum():,}",
             f"{measures.class_accuracy[i]:.2%}",
             Text(mistake),
@@ -186,7 +193,7 @@ def _show(
     table.add_section()
     table.add_row("all", f"{measures.images:,}", f"{measures.accuracy:.2%}", style="bold")
     console.print(table)
-    if len(order) == _MOST_ROWS < len(trained.classes):
+    if len(order) == _MOST_ROWS < len(classifier.classes):
         console.print(f"The {_MOST_ROWS} worst classes are shown, confusion.csv has all.")
     console.print(
         f"cross-entropy {measures.cross_entropy:.4f}, expected calibration error "

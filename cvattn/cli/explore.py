@@ -1,15 +1,18 @@
 """``cvattn explore CHECKPOINT [IMAGE...]``: a page that shows what each position looks at."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-import cvattn
-from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, open_network, shown
-from cvattn.cli.explorer import Wanted, classified, read_lines, write_page
+from cvattn.cli.arguments import find_images, parse_data, readable, say
+from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
+from cvattn.explorer import explore
+from cvattn.inference import as_classifier, as_line_reader, open_network
 from cvattn.maps import attention_modules
 from cvattn.models import Reader
 
@@ -26,37 +29,62 @@ def run(arguments: Sequence[str]) -> int:
     files = [text for text in args.images if text not in settings]
     if files and settings:
         raise CommandError(f"name either images or data, not both: {files[0]} and {settings[0]}")
-    wanted = Wanted(network, args.checkpoint, files, settings, args.count, args.layer)
-    reads = isinstance(network, Reader)
+    failed, chosen = False, dict[str, Any]()
+    if files:
+        chosen, failed = _from_files(network, args.checkpoint, files)
+    elif not isinstance(network, Reader):
+        chosen = _from_data(network, args.checkpoint, settings, args.count)
+    elif settings:
+        raise CommandError(f"{settings[0]}: of readers, name images of lines instead")
     try:
-        content = read_lines(wanted) if reads else classified(wanted)
+        page = explore(network, **chosen, layers=args.layer, count=args.count)
     except (ValueError, MemoryError) as error:
         raise CommandError(str(error)) from error
-    page = write_page(
-        content,
-        title=f"What {type(network).__name__} looks at",
-        facts=_facts(network, args.checkpoint, content.pictures),
-    )
+    page = replace(page, facts=(shown(args.checkpoint), *page.facts))
     output = Path(args.output)
     try:
-        output.write_text(page, encoding="utf-8")
+        page.save(output)
     except OSError as error:
-        raise CommandError(f"cannot write {shown(output)}: {error}") from error
-    size = len(page.encode()) / 1e6
-    counts = f"{len(content.pictures)} images, {len(content.look.blocks)} blocks"
-    print(f"{counts}, {size:.1f} MB: {shown(output)}")
+        raise CommandError(shown(str(error))) from error
+    counts = f"{len(page.content.pictures)} images, {len(page.content.weights.blocks)} blocks"
+    print(f"{counts}, {len(page.html.encode()) / 1e6:.1f} MB: {shown(output)}")
     print("Open it in a browser; it needs no network and no server.")
-    return int(content.failed)
+    return int(failed)
 
 
-def _facts(network: nn.Module, checkpoint: str, pictures: np.ndarray) -> list[str]:
-    count = sum(p.numel() for p in network.parameters())
-    return [
-        shown(checkpoint),
-        f"{count:,} parameters",
-        f"{len(pictures)} images of {pictures.shape[2]} × {pictures.shape[1]}",
-        f"cvattn {cvattn.__version__}, torch {torch.__version__.partition('+')[0]}",
-    ]
+def _from_files(
+    network: nn.Module, checkpoint: str, names: Sequence[str]
+) -> tuple[dict[str, Any], bool]:
+    """The images that can be read, for :func:`explore`, and whether some could not."""
+    files = find_images(names)
+    if isinstance(network, Reader):
+        found = list(readable(files, as_line_reader(network, checkpoint).read))
+        images: Any = [torch.from_numpy(line) for _, line in found]
+    else:
+        classifier = as_classifier(network, checkpoint)
+        found = [(path, pixels) for path, (pixels, _) in readable(files, classifier.read)]
+        images = _stacked([pixels for _, pixels in found])
+    if not found:
+        raise CommandError("none of the images could be read")
+    return {"images": images, "names": [path.name for path, _ in found]}, len(found) < len(files)
+
+
+def _from_data(
+    network: nn.Module, checkpoint: str, settings: Sequence[str], count: int
+) -> dict[str, Any]:
+    # Lightning takes seconds, and files need none of it.
+    from cvattn.inference.own_data import choose_data, validation_images
+
+    classifier = as_classifier(network, checkpoint)
+    data, notes = choose_data(classifier, *parse_data(settings))
+    for note in notes:
+        say(note)
+    pixels, names, labels = validation_images(classifier, data, count)
+    return {"images": torch.from_numpy(pixels), "names": names, "labels": labels}
+
+
+def _stacked(pixels: Sequence[np.ndarray]) -> Tensor | None:
+    return torch.from_numpy(np.stack(pixels)) if pixels else None
 
 
 def _parser() -> Parser:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, Trained, open_classifier, shown
+from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
 from cvattn.cli.exported_files import FORMATS, Format, Run
+from cvattn.inference import Classifier, open_classifier
 
 # Largest difference to the network that is taken for the same, as a share of the largest logit.
 BOUND = 1e-4
@@ -31,22 +32,22 @@ def run(arguments: Sequence[str]) -> int:
             raise CommandError(
                 f"--to {args.to} needs {package}: pip install -e '.[export]'"
             ) from None
-    trained = open_classifier(args.checkpoint)
+    classifier = open_classifier(args.checkpoint)
     target = Path(args.output or Path(args.checkpoint).with_suffix(form.suffix))
     if target.suffix != form.suffix or target.is_dir():
         raise CommandError(f"-o {shown(target)}: expected a file name that ends in {form.suffix}")
     if not target.parent.is_dir():
         raise CommandError(f"-o {shown(target)}: there is no folder {shown(target.parent)}")
     # The positions of a ViT are those of one size.
-    fixed = args.fixed_size or hasattr(trained.network, "resample")
+    fixed = args.fixed_size or hasattr(classifier.network, "resample")
     names = {0: "batch"} if fixed else {0: "batch", 2: "height", 3: "width"}
-    description = describe(trained, names)
+    description = describe(classifier, names)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             written = Path(folder) / target.name
-            program = export(_plain(trained.network), trained, names)
+            program = export(_plain(classifier.network), classifier, names)
             form.write(program, written, names, description)
-            error = largest_error(form.open(written), trained, fixed=fixed)
+            error = largest_error(form.open(written), classifier, fixed=fixed)
             if not error <= BOUND:
                 raise CommandError(
                     f"the file gives other logits than the network: off by {error:.1e} of the "
@@ -64,25 +65,25 @@ def run(arguments: Sequence[str]) -> int:
         raise CommandError(
             f"this network cannot be exported to {args.to}: {reason}{hint}", 1
         ) from failure
-    _report(target, trained, form, description, error=error, fixed=fixed)
+    _report(target, classifier, form, description, error=error, fixed=fixed)
     return 0
 
 
-def describe(trained: Trained, names: dict[int, str]) -> dict[str, Any]:
+def describe(classifier: Classifier, names: dict[int, str]) -> dict[str, Any]:
     """What a user of the file has to know, in plain values; it is stored in the file."""
-    shape = ["batch", trained.channels, *trained.image_size]
+    shape = ["batch", classifier.channels, *classifier.image_size]
     return {
         "input": [names.get(index, size) for index, size in enumerate(shape)],
         "preprocessing": "pixels scaled to 0..1, then (x - mean) / std for each channel",
-        "mean": list(trained.mean),
-        "std": list(trained.std),
-        "image_size": list(trained.image_size),
-        "classes": list(trained.outputs),
+        "mean": list(classifier.mean),
+        "std": list(classifier.std),
+        "image_size": list(classifier.image_size),
+        "classes": list(classifier.outputs),
     }
 
 
 def export(
-    network: nn.Module, trained: Trained, names: dict[int, str]
+    network: nn.Module, classifier: Classifier, names: dict[int, str]
 ) -> torch.export.ExportedProgram:
     """The network as operators of torch alone, with these dimensions of the images left open."""
     # What a size must fulfil is checked when the program runs, rather than now for every size. With
@@ -90,18 +91,18 @@ def export(
     sizes = {index: torch.export.Dim.DYNAMIC for index in names if index > 0}
     return torch.export.export(
         network,
-        (torch.zeros(2, trained.channels, *trained.image_size),),
+        (torch.zeros(2, classifier.channels, *classifier.image_size),),
         dynamic_shapes=({0: torch.export.Dim("batch", min=1), **sizes},),
         prefer_deferred_runtime_asserts_over_guards=True,
     )
 
 
-def largest_error(exported: Run, trained: Trained, *, fixed: bool) -> float:
+def largest_error(exported: Run, classifier: Classifier, *, fixed: bool) -> float:
     """Over batches and sizes: the largest difference of a logit, by the largest of the network."""
     worst = 0.0
-    for images in _examples(trained, fixed=fixed):
+    for images in _examples(classifier, fixed=fixed):
         with torch.inference_mode():
-            want = trained.network(images)
+            want = classifier.network(images)
         got = exported(images)
         if got.shape != want.shape:
             raise CommandError(
@@ -113,12 +114,12 @@ def largest_error(exported: Run, trained: Trained, *, fixed: bool) -> float:
     return worst
 
 
-def _examples(trained: Trained, *, fixed: bool) -> Iterator[Tensor]:
+def _examples(classifier: Classifier, *, fixed: bool) -> Iterator[Tensor]:
     """Images that look normalised, of every size and batch that is checked."""
     generator = torch.Generator().manual_seed(0)
-    for size in check_sizes(trained.image_size, fixed=fixed):
+    for size in check_sizes(classifier.image_size, fixed=fixed):
         for batch in BATCHES:
-            yield torch.randn(batch, trained.channels, *size, generator=generator)
+            yield torch.randn(batch, classifier.channels, *size, generator=generator)
 
 
 def check_sizes(image_size: tuple[int, int], *, fixed: bool) -> list[tuple[int, int]]:
@@ -146,7 +147,7 @@ def _plain(network: nn.Module) -> nn.Module:
 
 def _report(
     target: Path,
-    trained: Trained,
+    classifier: Classifier,
     form: Format,
     description: dict[str, Any],
     *,
@@ -154,12 +155,12 @@ def _report(
     fixed: bool,
 ) -> None:
     constants = (f"{name} {[round(x, 4) for x in description[name]]}" for name in ("mean", "std"))
-    sizes = check_sizes(trained.image_size, fixed=fixed)
+    sizes = check_sizes(classifier.image_size, fixed=fixed)
     shape = ", ".join(map(str, description["input"]))
-    print(f"{shown(target)}: {type(trained.network).__name__}, {target.stat().st_size:,} bytes")
+    print(f"{shown(target)}: {type(classifier.network).__name__}, {target.stat().st_size:,} bytes")
     print(f"  takes    images ({shape}), float32: {description['preprocessing']}")
     print(f"           {', '.join(constants)}; these are also in the file")
-    print(f"  gives    logits (batch, {len(trained.outputs)})")
+    print(f"  gives    logits (batch, {len(classifier.outputs)})")
     print(
         f"  checked  in {form.runner} {version(form.runner)} on batches of "
         f"{', '.join(map(str, BATCHES))} and sizes of {', '.join(f'{h} x {w}' for h, w in sizes)}: "

@@ -2,24 +2,16 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-import torch
 
-from cvattn.cli.common import (
-    CHECKPOINT_HELP,
-    CommandError,
-    Parser,
-    Trained,
-    as_classifier,
-    open_network,
-    shown,
-)
-from cvattn.cli.images import find_images, image_reader, readable
-from cvattn.cli.reading import open_reader, read_lines
+from cvattn.cli.arguments import find_images, readable
+from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
+from cvattn.inference import LineReader, as_classifier, as_line_reader, open_network
+from cvattn.inference.classifier import Guesses
 
 BATCH = 64
-Guesses = list[tuple[str, float]]  # class and probability, the likeliest first
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -30,22 +22,21 @@ def run(arguments: Sequence[str]) -> int:
     network = open_network(args.checkpoint)
     assert isinstance(network.meta, dict)
     if "alphabet" in network.meta:
-        return read_lines(open_reader(network, args.checkpoint), find_images(args.images))
-    trained = as_classifier(network, args.checkpoint)
-    read = image_reader(trained)
+        return _read_lines(as_line_reader(network, args.checkpoint), find_images(args.images))
+    classifier = as_classifier(network, args.checkpoint)
     rows: list[tuple[str, Guesses]] = []
     squeezed: list[str] = []
     files = find_images(args.images)
     for start in range(0, len(files), BATCH):
         names, images = [], []
-        for path, (pixels, note) in readable(files[start : start + BATCH], read):
+        for path, (pixels, note) in readable(files[start : start + BATCH], classifier.read):
             names.append(shown(path))
             images.append(pixels)
             squeezed += [f"{shown(path)} ({note})"] if note else []
         if images:
-            rows += zip(names, predict(trained, np.stack(images), args.top), strict=True)
+            rows += zip(names, classifier.predict(np.stack(images), args.top), strict=True)
     if squeezed:
-        height, width = trained.image_size
+        height, width = classifier.image_size
         print(
             f"note: not of the shape {width} x {height} that the network takes, so squeezed: "
             f"{', '.join(squeezed[:3])}{f' and {len(squeezed) - 3} more' * (len(squeezed) > 3)}",
@@ -56,17 +47,15 @@ def run(arguments: Sequence[str]) -> int:
     return int(len(rows) < len(files))
 
 
-def predict(trained: Trained, images: np.ndarray, top: int) -> list[Guesses]:
-    """uint8 (B, C, H, W) -> for each image the ``top`` classes with their probabilities."""
-    with torch.inference_mode():
-        logits = trained.network(trained.normalise(images))
-    if not logits.isfinite().all():
-        raise CommandError("the network gives values that are not finite: it is of no use", 1)
-    best = logits.cpu().double().softmax(-1).topk(min(top, logits.shape[1]))
-    return [
-        [(trained.outputs[i], p) for p, i in zip(ps, at, strict=True)]
-        for ps, at in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
+def _read_lines(reader: LineReader, files: Sequence[Path]) -> int:
+    """Print file, text and probability of each; 1 if a file could not be read, else 0."""
+    width = max(len(shown(path)) for path in files)
+    left = len(files)
+    for path, pixels in readable(files, reader.read):
+        text, probability = reader(pixels)
+        print(f"{shown(path):<{width}}  {shown(text)}  {probability:.2%}")
+        left -= 1
+    return int(left > 0)
 
 
 def _show(rows: Sequence[tuple[str, Guesses]]) -> None:

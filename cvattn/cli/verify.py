@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 import cvattn
-from cvattn.cli.common import CommandError, Parser, near
-from cvattn.cli.data_choice import MODULES, data_here, loaded
+from cvattn.cli.common import CommandError, Parser
 from cvattn.harness.config.paths import assigned
+from cvattn.inference.own_data import MODULES, data_here, loaded
+from cvattn.system import did_you_mean
 
 _MARK = "# contracts:"
 _ROOT = Path(cvattn.__file__).parents[1]  # of the repository, if this is one
@@ -58,7 +59,9 @@ def run(arguments: Sequence[str]) -> int:
     unknown = [name for name in given if name not in ("recipe", "data", "seed")]
     if unknown or "recipe" not in given:
         wrong = unknown[0] if unknown else ""
-        raise CommandError(f"expected recipe=NAME, data=NAME, seed=NUMBER{near(wrong, ['recipe'])}")
+        raise CommandError(
+            f"expected recipe=NAME, data=NAME, seed=NUMBER{did_you_mean(wrong, ['recipe'])}"
+        )
     data, contract = _choose(given["recipe"], given.get("data"))
     seed = given.get("seed", str(max(contract.seeds) + 1))
     if not seed.isdecimal():
@@ -108,14 +111,16 @@ def _choose(recipe: str, data: str | None) -> tuple[str, Contract]:
     path = folder / f"{recipe}.yaml"
     if not path.is_file():
         raise CommandError(
-            f"recipe={recipe}{near(recipe, sorted(p.stem for p in folder.iterdir()))}"
+            f"recipe={recipe}{did_you_mean(recipe, sorted(p.stem for p in folder.iterdir()))}"
         )
     known = contracts(path)
     if not known:
         raise CommandError(f"recipe={recipe} states no contract")
     data = data or next(iter(known))
     if data not in known:
-        raise CommandError(f"recipe={recipe} has no contract for data={data}{near(data, known)}")
+        raise CommandError(
+            f"recipe={recipe} has no contract for data={data}{did_you_mean(data, known)}"
+        )
     return data, known[data]
 
 

@@ -1,8 +1,14 @@
-"""What devices can compute with."""
+"""Where a module is, and what devices can compute with."""
 
 from functools import cache
 
 import torch
+from torch import nn
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of the module's first parameter; the CPU for one that has none."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def widest_float(device: torch.device) -> torch.dtype:

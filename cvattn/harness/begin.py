@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from cvattn.harness.assemble import Run
-from cvattn.system.files import write_text
+from cvattn.system.files import make_folder, write_text
 
 
 class BeginRun(pl.Callback):
@@ -33,6 +33,7 @@ class BeginRun(pl.Callback):
             vars(callback).update(values)
         if not trainer.is_global_zero:
             return
+        make_folder(self.run.folder)
         text = OmegaConf.to_yaml(OmegaConf.create(self.run.resolved))
         write_text(self.run.folder / "config.yaml", text)
         for logger in trainer.loggers:

@@ -1,6 +1,7 @@
 """Writing checkpoints: whole, the best so far, and the last, also by time."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,6 +9,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 
 from cvattn.checkpoint import read, write
+from cvattn.system.files import make_folder
 
 # With several processes the first one's clock decides, which the others have to be told.
 _ASK_EVERY = 10
@@ -30,6 +32,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         """
         if storage_options is not None:
             raise TypeError(f"storage_options={storage_options!r}: checkpoints are local files")
+        make_folder(Path(path).parent)
         write(checkpoint, path)
 
     def load_checkpoint(

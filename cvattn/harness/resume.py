@@ -17,9 +17,10 @@ from cvattn.data import Facts
 from cvattn.harness.averaging import AveragedWeights
 from cvattn.harness.config.checks import TOP_LEVEL, resolve_target
 from cvattn.harness.config.composition import parse
-from cvattn.harness.config.errors import ConfigError, did_you_mean
+from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.config.paths import assigned
 from cvattn.harness.config.trust import check_saved
+from cvattn.system import did_you_mean
 
 # Groups whose choice a continued run may change: nothing of theirs was trained.
 _FREE = {"callbacks", "logger"}

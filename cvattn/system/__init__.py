@@ -1,7 +1,11 @@
-"""What the machine around us says and is told: its settings, its terminal. Imports nothing."""
+"""The machine around us: its settings, its terminal, its files, and names that people type.
+
+Imports nothing of ours.
+"""
 
 from cvattn.system import figures
+from cvattn.system.near_names import did_you_mean
 from cvattn.system.offline import is_offline
 from cvattn.system.terminal import csv_cell, printable
 
-__all__ = ["csv_cell", "figures", "is_offline", "printable"]
+__all__ = ["csv_cell", "did_you_mean", "figures", "is_offline", "printable"]

@@ -25,7 +25,6 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """
     partial = path.with_name(f".{path.name}{_PARTIAL}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             yield file
             file.flush()
@@ -40,6 +39,18 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         # After an error or a signal; a kill leaves it to remove_leftovers().
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """The folder, with those above it, if it is not there.
+
+    Raises:
+        CannotWrite: no permission, a file of that name, and the like.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot make the folder {path}: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

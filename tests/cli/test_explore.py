@@ -12,7 +12,7 @@ from small_networks import SAGAN, VIT, write
 
 from cvattn import SAGANClassifier, VisionTransformer, capture_attention
 from cvattn.cli import main
-from cvattn.cli.explorer.look import POSITIONS, choose_grids, coarser, look
+from cvattn.explorer.weights import POSITIONS, choose_grids, coarser, collect
 from cvattn.maps import attention_distance, attention_entropy, attention_rollout
 from cvattn.maps.grids import Layout
 
@@ -106,7 +106,7 @@ def test_prefix_tokens_have_rows_and_take_their_share():
         5, image_size=(6, 10), patch_size=2, pool="cls", embed_dim=12, num_heads=3, num_layers=2
     ).eval()
     images = torch.randn(2, 3, 6, 10)
-    found = look(model, images)
+    found = collect(model, images)
     with torch.no_grad(), capture_attention(model) as maps:
         model(images)
     for index, block in enumerate(found.blocks[:-1]):
@@ -127,7 +127,7 @@ def test_large_maps_are_pooled_and_small_ones_are_not():
     model = SAGANClassifier(
         5, image_size=(41, 53), widths=(16, 16, 8), attention_after=("stage1", "stage2")
     ).eval()
-    found = look(model, torch.randn(1, 3, 41, 53))
+    found = collect(model, torch.randn(1, 3, 41, 53))
     large, small = found.blocks
     assert large.full == (20, 26)
     assert large.grid == (14, 18)

@@ -13,8 +13,8 @@ from small_networks import SAGAN, folder_meta, write
 
 from cvattn import SAGANClassifier
 from cvattn.cli import main
-from cvattn.cli.images import read_image
 from cvattn.data.image_files import ImageError, cut, read_picture
+from cvattn.inference.images import read_image
 
 
 def by_hand(network, pixels, mean, std):

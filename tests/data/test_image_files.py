@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvattn.cli.images import read_image
 from cvattn.data.image_files import ImageError, cut, image_files, is_hidden, left_out, read_picture
 from cvattn.data.sequences.line_files import read_line
+from cvattn.inference.images import read_image
 
 H, W = 7, 5
 

@@ -152,7 +152,7 @@ def slow(file):
     print("writing", flush=True)
     sys.stdin.readline()
 cache._hold = slow
-import cvattn.cli.images, cvattn.data.image_files, cvattn.data.sequences.line_files
+import cvattn.inference, cvattn.data.image_files, cvattn.data.sequences.line_files
 assert "pytorch_lightning" not in sys.modules  # who only reads a file does not wait for it
 rng = np.random.default_rng(4)
 shapes = {"train": (7, 3, 5, 2), "test": (3, 3, 5, 2)}

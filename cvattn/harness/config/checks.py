@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 from cvattn import models
 from cvattn.data import DataModule
 from cvattn.harness.averaging import AveragedWeights
-from cvattn.harness.config.errors import ConfigError, did_you_mean
+from cvattn.harness.config.errors import ConfigError
+from cvattn.system import did_you_mean
 
 # What a `_target_` may be, by where it stands: a configuration cannot call anything else.
 KINDS: dict[str, type] = {

@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cvattn.harness.config.checks import GIVEN, resolve_target
-from cvattn.harness.config.errors import ConfigError, did_you_mean
+from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.config.paths import assigned_list
+from cvattn.system import did_you_mean
 
 # Groups that every run has one choice of.
 _ONE_EACH = {"data", "model", "recipe", "task", "trainer"}

@@ -13,8 +13,9 @@ from cvattn.data import DataModule, Facts
 from cvattn.harness.config.checks import check_config
 from cvattn.harness.config.composition import parse
 from cvattn.harness.config.decisions import decide_data
-from cvattn.harness.config.errors import ConfigError, did_you_mean
+from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.config.trainer_checks import check_trainer
+from cvattn.system import did_you_mean
 
 SMALL_DATA = 10_000
 # In words, where a number alone says little.

@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from cvattn.system.files import CannotWrite, write_text
+from cvattn.system.files import CannotWrite, make_folder, write_text
 
 
 class CSVLog(Logger):
@@ -76,6 +76,7 @@ class CSVLog(Logger):
         writer.writeheader()
         writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
         try:
+            make_folder(self.path.parent)
             write_text(self.path, text.getvalue())
         except CannotWrite as error:
             if not self._complained:  # the rows are in the checkpoints, and in the next attempt

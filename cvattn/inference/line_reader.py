@@ -1,7 +1,7 @@
-"""``cvattn predict`` for networks that read: a line's text and how probable it is."""
+"""A network that reads lines: a line's text and how probable it is."""
 
 import math
-from collections.abc import Callable, Sequence
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from cvattn.cli.common import CommandError, shown
-from cvattn.cli.images import readable
 from cvattn.core import Alphabet
 from cvattn.data.sequences.line_files import read_line
+from cvattn.inference.errors import InferenceError, NotFiniteError
 
 
 @dataclass(frozen=True)
-class Reading:
+class LineReader:
     """A reader from a checkpoint, in eval mode, and what it needs to be used.
 
     Attributes:
@@ -31,6 +30,14 @@ class Reading:
     height: int
     mean: float
     std: float
+
+    def read(self, path: str | os.PathLike[str]) -> np.ndarray:
+        """A file's pixels as in training, uint8 (height, W).
+
+        Raises:
+            ImageError: as in :func:`cvattn.data.image_files.read_picture`.
+        """
+        return read_line(Path(path), self.height)
 
     def __call__(self, pixels: np.ndarray) -> tuple[str, float]:
         """uint8 (height, W) -> what is written there, and the probability of all of it."""
@@ -53,18 +60,22 @@ class Reading:
             max_length=self.max_length,
         )
         if not math.isfinite(found.log_probs.item()):
-            raise CommandError("the network gives values that are not finite: it is of no use", 1)
+            raise NotFiniteError
         tokens = found.tokens[0].tolist()
         return tokens, self.alphabet.decode(tokens), math.exp(found.log_probs.item())
 
 
-def open_reader(network: nn.Module, path: str) -> Reading:
-    """A network as a reader of lines; CommandError where it cannot be used as one."""
+def as_line_reader(network: nn.Module, name: str) -> LineReader:
+    """A network of :func:`cvattn.load` as a reader of lines; ``name`` is for messages.
+
+    Raises:
+        InferenceError: it cannot be used as one.
+    """
     meta = network.meta
     assert isinstance(meta, dict)
     try:
         (mean,), (std,) = meta["mean"], meta["std"]
-        return Reading(
+        return LineReader(
             network,
             Alphabet(meta["alphabet"]),
             int(meta["max_length"]),
@@ -73,25 +84,9 @@ def open_reader(network: nn.Module, path: str) -> Reading:
             float(std),
         )
     except KeyError as error:
-        raise CommandError(
-            f"{path} holds a {type(network).__name__} that answers to strings, or does not say its "
+        raise InferenceError(
+            f"{name} holds a {type(network).__name__} that answers to strings, or does not say its "
             f"{error.args[0]}: it reads no images"
         ) from error
     except (TypeError, ValueError) as error:
-        raise CommandError(f"{path}: its description cannot be used: {error}") from error
-
-
-def read_lines(reading: Reading, files: Sequence[Path]) -> int:
-    """Print file, text and probability of each; 1 if a file could not be read, else 0."""
-    width = max(len(shown(path)) for path in files)
-    left = len(files)
-    for path, pixels in readable(files, line_reader(reading.height)):
-        text, probability = reading(pixels)
-        print(f"{shown(path):<{width}}  {shown(text)}  {probability:.2%}")
-        left -= 1
-    return int(left > 0)
-
-
-def line_reader(height: int) -> Callable[[Path], np.ndarray]:
-    """Reads a file as in training: pixels, uint8 (height, W)."""
-    return lambda path: read_line(path, height)
+        raise InferenceError(f"{name}: its description cannot be used: {error}") from error

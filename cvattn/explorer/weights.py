@@ -67,14 +67,14 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Look:
+class AllWeights:
     """``seen[image][block]``, blocks in order."""
 
     blocks: list[Block]
     seen: list[list[Seen]]
 
 
-def look(network: nn.Module, images: Tensor, layers: Iterable[str] | None = None) -> Look:
+def collect(network: nn.Module, images: Tensor, layers: Iterable[str] | None = None) -> AllWeights:
     """Run the network on each image and keep what its blocks attend to.
 
     Args:
@@ -121,7 +121,7 @@ def look(network: nn.Module, images: Tensor, layers: Iterable[str] | None = None
                 distance=distance.tolist(),
             )
         )
-    return Look(blocks, kept)
+    return AllWeights(blocks, kept)
 
 
 def with_rollout(maps: AttentionMaps) -> None:

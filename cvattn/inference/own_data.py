@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+import numpy as np
 
 import cvattn.data
-from cvattn.cli.common import CommandError, Trained, near
 from cvattn.data import DataInfo, ImageDataModule
+from cvattn.inference.classifier import Classifier
+from cvattn.inference.errors import InferenceError
+from cvattn.system import did_you_mean
 
 # By name, and only these: a checkpoint cannot name other code to run.
 MODULES: dict[str, type[ImageDataModule]] = {
@@ -20,33 +22,39 @@ MODULES: dict[str, type[ImageDataModule]] = {
     and issubclass(cls, ImageDataModule)
     and cls is not ImageDataModule
 }
+SPLIT = "val"  # shown to people; the test images are for testing
 # The network fixes these where the data module would let them be chosen.
 FIXED = ("channels", "image_size", "mean", "std")
 
 
-def choose_data(trained: Trained, settings: Sequence[str]) -> tuple[ImageDataModule, list[str]]:
+def choose_data(
+    classifier: Classifier, name: str | None = None, given: Mapping[str, Any] | None = None
+) -> tuple[ImageDataModule, list[str]]:
     """The data module, checked to be of the network's kind, and notes for people.
 
     Args:
-        trained: the network; ``config["data"]`` is what it was trained on.
-        settings: ``data=NAME`` and ``data.KEY=VALUE``, as on the command line.
+        classifier: the network; ``config["data"]`` is what it was trained on.
+        name: of other data, a key of ``MODULES``.
+        given: arguments of its data module, such as ``root``.
 
     Raises:
-        CommandError: unknown names (with near matches), values that do not fit, or data of other
+        InferenceError: unknown names (with near matches), values that do not fit, or data of other
             classes or of another size.
     """
-    name, given = parse(settings)
-    own, own_arguments, reason = _own(trained.config)
+    given = given or {}
+    if name is not None and name not in MODULES:
+        raise InferenceError(f"data={name}: no such data{did_you_mean(name, MODULES)}")
+    own, own_arguments, reason = _own(classifier.config)
     cls = MODULES[name] if name else own
     if cls is None:
-        raise CommandError(f"{reason}; name the data, data={' or data='.join(MODULES)}")
+        raise InferenceError(f"{reason}; name the data, data={' or data='.join(MODULES)}")
     name = next(short for short, known in MODULES.items() if known is cls)
     parameters = inspect.signature(cls).parameters
     for key in given:
         if key not in parameters:
-            raise CommandError(f"data={name} has no {key!r}{near(key, parameters)}")
+            raise InferenceError(f"data={name} has no {key!r}{did_you_mean(key, parameters)}")
         if key in ("mean", "std"):
-            raise CommandError(
+            raise InferenceError(
                 f"data.{key}: pixels are normalised as in training, with the checkpoint's {key}"
             )
     notes = []
@@ -55,17 +63,17 @@ def choose_data(trained: Trained, settings: Sequence[str]) -> tuple[ImageDataMod
     if dropped:
         notes.append(f"data={name} no longer has {', '.join(dropped)}; left out")
     arguments = {key: value for key, value in arguments.items() if key in parameters}
-    arguments |= {key: getattr(trained, key) for key in FIXED if key in parameters}
+    arguments |= {key: getattr(classifier, key) for key in FIXED if key in parameters}
     arguments |= given
     if "root" in parameters and "root" not in given:
         required = parameters["root"].default is inspect.Parameter.empty
-        notes += _settle_root(arguments, name, required=required)
+        notes += _find_root(arguments, name, required=required)
     try:
         data = cls(**arguments)
         info = data.describe()
     except (TypeError, ValueError, OSError) as error:
-        raise CommandError(f"data={name}: {error}") from error
-    _check_agreement(trained, info)
+        raise InferenceError(f"data={name}: {error}") from error
+    _check_agreement(classifier, info)
     return data, notes
 
 
@@ -75,46 +83,38 @@ def data_here(name: str) -> ImageDataModule:
     root = inspect.signature(cls).parameters.get("root")
     arguments: dict[str, Any] = {}
     if root is not None:
-        _settle_root(arguments, name, required=root.default is inspect.Parameter.empty)
+        _find_root(arguments, name, required=root.default is inspect.Parameter.empty)
     return cls(**arguments)
 
 
-def loaded(data: ImageDataModule) -> DataInfo:
+def loaded(data: ImageDataModule, stage: str = "test") -> DataInfo:
     """Read the data; what is then known of it.
 
     Raises:
-        CommandError: it is not there, or cannot be read.
+        InferenceError: it is not there, or cannot be read.
     """
     try:
         data.prepare_data()
-        data.setup("test")
+        data.setup(stage)
     except (ValueError, OSError) as error:
-        raise CommandError(f"data: {error}") from error
+        raise InferenceError(f"data: {error}") from error
     assert data.info is not None
     return data.info
 
 
-def parse(settings: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
-    """``["data=folder", "data.channels=1"]`` -> ``("folder", {"channels": 1})``."""
-    name, given = None, {}
-    for text in settings:
-        key, equals, value = text.partition("=")
-        if not equals or not (key == "data" or key.startswith("data.")):
-            raise CommandError(
-                f"cannot read {text!r}; expected data={'|'.join(MODULES)} or data.KEY=VALUE"
-            )
-        if key == "data":
-            if value not in MODULES:
-                raise CommandError(f"data={value}: no such data{near(value, MODULES)}")
-            name = value
-        elif key == "data.root":
-            given["root"] = value  # a path, though it may look like a number or YAML's null, ~
-        else:
-            try:
-                given[key.removeprefix("data.")] = yaml.safe_load(value)
-            except yaml.YAMLError as error:
-                raise CommandError(f"{key}={value} cannot be read as a YAML value") from error
-    return name, given
+def validation_images(
+    classifier: Classifier, data: ImageDataModule, count: int
+) -> tuple[np.ndarray, list[str], list[str]]:
+    """Pixels, uint8 (count, C, H, W), their names and labels; the same ones every time.
+
+    Raises:
+        InferenceError: the data cannot be read.
+    """
+    loaded(data, "fit")
+    _, indices, places = data.example_images(count, split=SPLIT)
+    names = [f"{SPLIT} image {place}" for place in places.tolist()]
+    labels = [classifier.outputs[label] for label in indices.tolist()]
+    return np.asarray(data.split(SPLIT).images[places]), names, labels
 
 
 def _own(config: Mapping[str, Any]) -> tuple[type[ImageDataModule] | None, dict[str, Any], str]:
@@ -129,7 +129,7 @@ def _own(config: Mapping[str, Any]) -> tuple[type[ImageDataModule] | None, dict[
     return cls, {str(k): v for k, v in node.items() if not str(k).startswith("_")}, ""
 
 
-def _settle_root(arguments: dict[str, Any], name: str, *, required: bool) -> list[str]:
+def _find_root(arguments: dict[str, Any], name: str, *, required: bool) -> list[str]:
     """Where the data is, if not said: where it was in training, CVATTN_DATA, or the default."""
     was, here = arguments.get("root"), os.environ.get("CVATTN_DATA")
     if was is not None and Path(was).expanduser().is_dir():
@@ -140,25 +140,25 @@ def _settle_root(arguments: dict[str, Any], name: str, *, required: bool) -> lis
         arguments["root"] = here
     elif required:
         reason = "" if was is None else f"; in training it was {was}, which is no folder here"
-        raise CommandError(f"data={name} needs data.root=FOLDER (or CVATTN_DATA=FOLDER){reason}")
+        raise InferenceError(f"data={name} needs data.root=FOLDER (or CVATTN_DATA=FOLDER){reason}")
     where = f"CVATTN_DATA={here}" if here else "the default, data"
     return [] if was is None else [f"{was} is no folder here; taking {where}"]
 
 
-def _check_agreement(trained: Trained, info: DataInfo) -> None:
-    if info.channels != trained.channels:
-        raise CommandError(
-            f"the network takes {trained.channels} channels, {info.name} has {info.channels}"
+def _check_agreement(classifier: Classifier, info: DataInfo) -> None:
+    if info.channels != classifier.channels:
+        raise InferenceError(
+            f"the network takes {classifier.channels} channels, {info.name} has {info.channels}"
         )
-    if tuple(info.image_size) != trained.image_size:
-        raise CommandError(
-            f"the network takes images of {_by(trained.image_size)} (height x width), {info.name} "
-            f"has {_by(info.image_size)}"
+    if tuple(info.image_size) != classifier.image_size:
+        raise InferenceError(
+            f"the network takes images of {_by(classifier.image_size)} (height x width), "
+            f"{info.name} has {_by(info.image_size)}"
         )
-    known = trained.classes
+    known = classifier.classes
     if tuple(info.classes) != known:
         same = " in another order" if sorted(info.classes) == sorted(known) else ""
-        raise CommandError(
+        raise InferenceError(
             f"the classes are not the network's{same}: it knows {_list(known)}; {info.name} has "
             f"{_list(info.classes)}"
         )

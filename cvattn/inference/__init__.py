@@ -1,0 +1,25 @@
+"""Trained networks at work: a library that the commands and the explorer call.
+
+``network`` opens a checkpoint; ``classifier`` and ``line_reader`` add what is needed to use the
+network (classes, normalisation, alphabet) and predict; ``images`` reads files as they were read in
+training; ``own_data`` finds the data that a network was trained on. The last one needs Lightning
+and is imported by its full name.
+"""
+
+from cvattn.inference.classifier import Classifier, as_classifier, open_classifier
+from cvattn.inference.errors import InferenceError, NotFiniteError
+from cvattn.inference.images import find_images
+from cvattn.inference.line_reader import LineReader, as_line_reader
+from cvattn.inference.network import open_network
+
+__all__ = [
+    "Classifier",
+    "InferenceError",
+    "LineReader",
+    "NotFiniteError",
+    "as_classifier",
+    "as_line_reader",
+    "find_images",
+    "open_classifier",
+    "open_network",
+]

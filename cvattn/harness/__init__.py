@@ -2,9 +2,9 @@
 
 ``config/`` makes and checks the configuration, ``reporting/`` tells people what happens. A run
 goes through the files here in this order: ``job`` (of a command line), ``fit`` (the whole run),
-``assemble`` (data, network, task; ``resume`` for a run that goes on, at the ``position`` that it
-was stopped at; ``precision``, ``provenance``), ``begin`` (the first files), then the callbacks:
-``callbacks``, ``averaging``, ``checkpoints``, ``run_state``, ``stopping`` (signals).
+``start`` (what it goes out from: the command line, or a checkpoint and its ``position``),
+``assemble`` (data, network, task; ``precision``, ``provenance``), ``begin`` (the first files), and
+the callbacks: ``callbacks``, ``averaging``, ``checkpoints``, ``run_state``, ``stopping`` (signals).
 """
 
 from cvattn.harness.allocator import keep_freed_memory

@@ -2,14 +2,12 @@
 
 import copy
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -17,22 +15,11 @@ from cvattn import checkpoint
 from cvattn.cost import count_macs
 from cvattn.data import DataModule, Facts
 from cvattn.harness.config.decisions import Decision, decide
-from cvattn.harness.config.errors import ConfigError, RunIsFinished
+from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.config.resolve import build, resolve
-from cvattn.harness.position import Position, position_of
+from cvattn.harness.config.saved_run import SavedRun
 from cvattn.harness.precision import probe_precision
-from cvattn.harness.provenance import commit
-from cvattn.harness.reporting.summary import read_summary
-from cvattn.harness.resume import (
-    check_continuable,
-    check_same_data,
-    last_of,
-    new_overrides,
-    notes_of_changes,
-    now_chosen,
-    saved_config,
-    saved_state,
-)
+from cvattn.harness.start import Start
 from cvattn.tasks import NetworkTask
 
 # For what a network takes from the images before training: a million patches and more.
@@ -53,7 +40,7 @@ class Run:
         cfg: resolved, with its interpolations; ``resolved`` is the same as plain values.
         entry: what every checkpoint carries for ``cvattn.load`` and ``ckpt_path=``.
         macs: multiply-accumulates of the network for one sample of the data's typical size.
-        position: of the checkpoint that a continued run goes on from; None of a new run.
+        saved: the run that is continued; None of a new one.
         finished: all of its training is behind it; what is left is to test, draw and report.
         notes: what was decided for the user, for the panel.
         commits: of the code; those that a continued run ran on before come first.
@@ -70,8 +57,7 @@ class Run:
     entry: dict[str, Any]
     macs: int
     precision: Decision
-    ckpt_path: str | None
-    position: Position | None
+    saved: SavedRun | None
     finished: bool
     notes: list[str]
     overrides: list[str]
@@ -93,32 +79,12 @@ def assemble(cfg: DictConfig) -> Run:
         ConfigError: whatever is wrong with the configuration, before any data is loaded; data that
             cannot be read.
     """
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    overrides = new_overrides(hydra.overrides.task, (), {}) if hydra else []
-    choices = {k: v for k, v in hydra.runtime.choices.items() if "/" not in k} if hydra else {}
-    ckpt_path, saved, commits = cfg.ckpt_path, None, [commit()]
-    if cfg.get("resume") == "auto" and ckpt_path is None:
-        ckpt_path = last_of(Path(cfg.run_dir))
-    given = overrides
-    if ckpt_path is not None:
-        saved = saved_state(ckpt_path)
-        before = saved["cvattn"]["meta"]
-        choices, said = before["choices"], before.get("overrides", [])
-        commits = [one for one in before.get("commits", []) if one not in commits] + commits
-        given = new_overrides(overrides, said, choices)
-        overrides = [*said, *given]
-        cfg = saved_config(ckpt_path, given, cfg)
-        choices = now_chosen(choices, given)
-    cfg = cfg.copy()
-    for key in ("ckpt_path", "resume"):  # the saved configuration starts from nothing
-        OmegaConf.update(cfg, key, None, force_add=True)
-    if cfg.seed is None:
-        drawn = decide(f"seed of {cfg.run_dir}", lambda: Decision(str(torch.seed() % 2**31), ""))
-        cfg.seed = int(drawn.choice)
-    data, notes = resolve(cfg, given)
+    start = Start.of(cfg)
+    cfg, saved = start.cfg, start.saved
+    data, notes = resolve(cfg, start.given)
     if saved is not None:
-        check_continuable(saved, cfg)
-    finished = saved is not None and _is_trained(cfg, saved, given)
+        saved.check_continuable(cfg)
+    finished = start.is_trained()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     _check_trackers(cfg)
     network = build(cfg.model, "model")
@@ -128,31 +94,31 @@ def assemble(cfg: DictConfig) -> Run:
     except (ValueError, TypeError) as error:
         raise ConfigError(f"recipe.optimizer: {error}") from error
     info = _load(data)
-    if ckpt_path is not None:
-        resized = any(o.startswith("data.") and not o.startswith("data.root") for o in given)
-        check_same_data(ckpt_path, info, resized=resized)
+    if saved is not None:
+        told = [text for text in start.given if text.startswith("data.")]
+        saved.check_same_data(info, resized=any(not o.startswith("data.root") for o in told))
     if cfg.task.get("channels_last"):
         network = network.to(memory_format=torch.channels_last)
-    if ckpt_path is None:
+    if saved is None:
         _begin(network, data)
     macs = count_macs(network, *info.zeros(info.size))
     precision = _precision(cfg, network, info)
     cfg.trainer.precision = precision.choice
     resolved = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-    if ckpt_path is not None:
-        notes += notes_of_changes(ckpt_path, resolved)
+    if saved is not None:
+        notes += saved.notes_of_changes(resolved)
     meta = {
         **info.meta(),
         **info.identity(),
         "config": resolved,
         "source_config": OmegaConf.to_container(cfg, resolve=False),
-        "choices": dict(choices),
-        "commits": commits,
-        "overrides": overrides,
+        "choices": start.choices,
+        "commits": start.commits,
+        "overrides": start.overrides,
     }
     arguments = {k: v for k, v in resolved["model"].items() if not k.startswith("_")}
     return Run(
-        name=choices.get("model", type(network).__name__),
+        name=start.choices.get("model", type(network).__name__),
         folder=Path(cfg.run_dir),
         cfg=cfg,
         resolved=resolved,
@@ -163,12 +129,11 @@ def assemble(cfg: DictConfig) -> Run:
         entry=checkpoint.describe(network, arguments, meta),
         macs=macs,
         precision=precision,
-        ckpt_path=ckpt_path,
-        position=position_of(saved) if saved else None,
+        saved=saved,
         finished=finished,
         notes=notes,
-        overrides=overrides,
-        commits=commits,
+        overrides=start.overrides,
+        commits=start.commits,
     )
 
 
@@ -220,35 +185,3 @@ def _precision(cfg: DictConfig, network: nn.Module, info: Facts) -> Decision:
             network, *inputs, channels_last=bool(cfg.task.get("channels_last"))
         ),
     )
-
-
-def _is_trained(cfg: DictConfig, saved: dict[str, Any], given: Sequence[str]) -> bool:
-    """Whether the run has no epoch or step left to be trained.
-
-    Raises:
-        RunIsFinished: and all that follows has been done.
-    """
-    position = position_of(saved)
-    done = {"epochs": position.epoch + (position.closed and position.batch > 0)}
-    done["steps"] = saved["global_step"]
-    limits = {unit: cfg.trainer[f"max_{unit}"] for unit in done}  # null or -1: the other one ends
-    reached = [u for u, limit in limits.items() if limit is not None and 0 < limit <= done[u]]
-    # Such as early stopping; whoever sets something about it wants more.
-    told = any(text.lstrip("+~").startswith(("trainer", "callbacks")) for text in given)
-    ended = position.closed and saved.get("run", {}).get("over", False) and not told
-    if not reached and not ended:
-        return False
-    if not position.closed:
-        raise ConfigError(
-            "the checkpoint was saved in the last step of the run, before the validation after "
-            "it; continue from checkpoints/last.ckpt"
-        )
-    unit = reached[0] if reached else "epochs"
-    summary = read_summary(Path(cfg.run_dir) / "summary.json")
-    if summary is not None and all(summary[unit] == count for unit, count in done.items()):
-        raise RunIsFinished(
-            f"the run in {cfg.run_dir} is complete after {done[unit]} {unit}; to train on, set "
-            f"trainer.max_{unit} to more than {done[unit]}",
-            summary,
-        )
-    return True

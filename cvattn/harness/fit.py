@@ -22,12 +22,12 @@ from cvattn.harness.callbacks import (
 from cvattn.harness.checkpoints import WholeCheckpoints
 from cvattn.harness.config.errors import RunIsFinished
 from cvattn.harness.config.resolve import build
+from cvattn.harness.config.saved_run import run_folder
 from cvattn.harness.reporting import panels
 from cvattn.harness.reporting.console import plain_console, quiet
 from cvattn.harness.reporting.progress import ProgressLines, Throughput
 from cvattn.harness.reporting.run_pictures import draw_run
 from cvattn.harness.reporting.summary import write_summary
-from cvattn.harness.resume import run_folder
 from cvattn.harness.run_state import RunState
 from cvattn.harness.stopping import Stopping, stoppable
 from cvattn.system.files import remove_leftovers
@@ -82,7 +82,8 @@ def _carry_out(run: Run, stopping: Stopping) -> float:
         panels.show_start(console, run, trainer)
     if run.cfg.compile:
         run.network.compile()
-    trainer.fit(run.task, datamodule=run.data, ckpt_path=run.ckpt_path, weights_only=True)
+    path = None if run.saved is None else run.saved.path
+    trainer.fit(run.task, datamodule=run.data, ckpt_path=path, weights_only=True)
     stopping.check()
     metrics: dict[str, Any] = dict(trainer.callback_metrics)
     epochs = trainer.current_epoch

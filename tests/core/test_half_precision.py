@@ -12,20 +12,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cvattn import MultiHeadAttention, SelfAttention2d, capture_attention
 from cvattn.core import attention, attention_weights, use_route
-from cvattn.core.attention import Route, plan, reference_attention, routing, tiles
+from cvattn.core.attention import Route, plan, reference_attention, routing, tile_kernel, tiles
 from cvattn.maps import attention_heat, attention_rollout
 
 BATCH, HEADS, LENGTH, SIZE = 2, 3, 67, 131
 HALVES = (torch.bfloat16, torch.float16)
-MACHINES = [(torch.bfloat16, "native"), (torch.bfloat16, "emulated"), (torch.float16, "native")]
+MACHINES = [(torch.bfloat16, name) for name in ("amx", "native", "emulated")]
+MACHINES += [(torch.float16, "native")]
 WIDTHS = {"narrow": (16, 128), "tokens": (64, 64), "wide": (40, 24)}
 TERMS = ("none", "padding", "causal", "bias", "all")
 
 
-@pytest.fixture(params=["native", "emulated"])
+@pytest.fixture(params=["amx", "native", "emulated"])
 def processor(request, monkeypatch):
-    """One that multiplies bfloat16, and one that does not."""
-    monkeypatch.setattr(plan, "_has_bfloat16", lambda: request.param == "native")
+    """Those that multiply bfloat16, by tiles (if it has AVX512) or not, and one that cannot."""
+    monkeypatch.setattr(plan, "_has_bfloat16", lambda: request.param != "emulated")
+    monkeypatch.setattr(tile_kernel, "has_amx", lambda: request.param == "amx")
     return request.param
 
 

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf, open_dict
 from runs import CONF, TINY
 
 from cvattn.harness import ConfigError, check_command_line, fit
-from cvattn.harness.resume import saved_config
+from cvattn.harness.config.continuation import continued_config
+from cvattn.harness.config.saved_run import open_run
 
 SHORT = [*TINY[:-2], "trainer.limit_train_batches=2", "trainer.max_epochs=2"]
 
@@ -132,7 +133,7 @@ def test_keys_that_only_this_run_has_can_be_set_again(run, composed, tmp_path):
         [f"ckpt_path={last}", "trainer.max_time=null", "trainer.min_steps=1"], CONF
     )
     overrides = [text for text in arguments if not text.startswith("hydra")]
-    cfg = saved_config(str(last), composed(overrides) and overrides)
+    cfg = continued_config(open_run(str(last)), composed(overrides) and overrides)
     assert (cfg.trainer.max_time, cfg.trainer.min_steps) == (None, 1)
 
 
@@ -206,7 +207,7 @@ def test_every_key_acts_or_is_refused(composed, choice, tmp_path):
         if new is None or key in ("ckpt_path", "run_dir"):
             continue
         try:
-            changed = saved_config(str(path), [f"{key}={json.dumps(new)}"], cfg)
+            changed = continued_config(open_run(str(path)), [f"{key}={json.dumps(new)}"], cfg)
             resolve(changed, [])
         except ConfigError:
             refused.append(key)

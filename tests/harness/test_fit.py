@@ -14,9 +14,10 @@ import cvattn
 from cvattn.data import DigitsData
 from cvattn.harness import ConfigError, TrainingStopped, check_command_line, fit
 from cvattn.harness.config.composition import parse
+from cvattn.harness.config.continuation import continued_config
 from cvattn.harness.config.paths import continue_command
+from cvattn.harness.config.saved_run import open_run
 from cvattn.harness.reporting.csv_log import read_metrics
-from cvattn.harness.resume import saved_config
 from cvattn.models.whitening import PatchWhitening
 
 
@@ -219,7 +220,7 @@ def test_an_unknown_key_of_a_continued_run(run, tmp_path):
     run(TINY)
     path = str(tmp_path / "run" / "checkpoints" / "last.ckpt")
     with pytest.raises(ConfigError, match=r"no such key; did you mean model\.widths"):
-        saved_config(path, ["model.widht=3"])
+        continued_config(open_run(path), ["model.widht=3"])
 
 
 def test_unreadable_data_is_the_users_to_mend(run, tmp_path):

@@ -9,8 +9,9 @@ from runs import CONF, TINY
 
 from cvattn import checkpoint
 from cvattn.harness import ConfigError, check_command_line
+from cvattn.harness.config.continuation import continued_config
 from cvattn.harness.config.resolve import resolve
-from cvattn.harness.resume import saved_config, saved_state
+from cvattn.harness.config.saved_run import open_run, open_training
 from cvattn.models import SAGANClassifier
 
 
@@ -31,7 +32,7 @@ def offered(composed, tmp_path):
         checkpoint.save(path, SAGANClassifier(5, widths=(1, 1, 1)), args={}, meta=meta)
         arguments = check_command_line([f"ckpt_path={path}", *overrides], CONF)
         given = [text for text in arguments if not text.startswith("hydra")]
-        return saved_config(str(path), given, composed(given))
+        return continued_config(open_run(str(path)), given, composed(given))
 
     return make
 
@@ -130,7 +131,7 @@ def test_a_checkpoint_without_the_state_of_training(tmp_path, missing):
     entry = {"format": 1, "model": "SAGANClassifier", "args": {}, "meta": meta}
     torch.save({**content, "cvattn": entry, "state_dict": {}}, path)
     with pytest.raises(ConfigError, match=rf"has no {missing}: .*save_weights_only"):
-        saved_state(str(path))
+        open_training(str(path))
 
 
 def test_a_checkpoint_without_choices(tmp_path):

@@ -263,3 +263,11 @@ def _has_bfloat16() -> bool:
         return torch.cpu._is_avx512_bf16_supported()
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+@torch.compiler.assume_constant_result
+def has_amx() -> bool:
+    """Whether this CPU multiplies tiles of bfloat16 in one instruction."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
+        return torch.cpu._is_amx_tile_supported()
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

@@ -16,8 +16,8 @@ from cvattn.harness.config.composition import Composer, assignments, parse
 from cvattn.harness.config.decisions import Decision, by_torchrun, decide, register_resolvers
 from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.config.paths import assigned, holds_a_run, short
+from cvattn.harness.config.saved_run import SavedRun, last_of, open_run, run_folder
 from cvattn.harness.config.trainer_checks import check_processes
-from cvattn.harness.resume import last_of, resume_arguments, run_folder, saved_choices, saved_keys
 
 # Hydra's own flags, which it answers without running anything.
 _INFORM = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
@@ -71,12 +71,14 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
     if auto:
         path = _found_checkpoint(named, multirun=multirun)
         overrides += [] if path is None else [parse(assigned("ckpt_path", path))]
+    saved: SavedRun | None = None
     if path is not None:
         _check_same_folder(named, path)
+        saved = open_run(path)
         # The keys that exist are those of the run that is continued, not of the defaults.
-        kept = composer.present(saved_choices(path), set(named))
+        kept = composer.present(saved.choices, set(named))
         overrides += [parse(text) for text in kept]
-    configurations = composer.compose(overrides, () if path is None else saved_keys(path))
+    configurations = composer.compose(overrides, () if saved is None else saved.keys())
     texts = [composer.for_hydra(override) for override in overrides]
     for cfg in configurations:
         check_processes(cfg.trainer)
@@ -91,8 +93,8 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
             "trainer=ddp cannot run inside a multirun: every process would start the whole sweep "
             "again. Run the jobs one by one, or sweep with trainer=auto."
         )
-    if path is not None:
-        texts += resume_arguments(path)
+    if saved is not None:
+        texts.append(assigned("hydra.run.dir", saved.folder))  # it writes where it began
     elif "run_dir" in named and "hydra.run.dir" not in named and not multirun:
         texts.append(assigned("hydra.run.dir", str(named["run_dir"].value())))
     if by_torchrun() and path is None:

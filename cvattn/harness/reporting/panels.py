@@ -34,7 +34,8 @@ def show_start(console: Console, run: Run, trainer: pl.Trainer) -> None:
     table.add_column(overflow="fold")
     for key, text in lines.items():
         table.add_row(key, text)
-    title = f"continuing {run.position.words}" if run.position else "training"
+    position = None if run.saved is None else run.saved.position
+    title = "training" if position is None else f"continuing {position.words}"
     if run.finished:
         title = "trained; what is left is the test and the report"
     console.print(Panel(table, title=title, title_align="left", expand=False))

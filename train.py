@@ -4,7 +4,6 @@ Every key of conf/ can be set on the command line; ``python train.py --help`` li
 """
 
 import signal
-import sys
 from pathlib import Path
 
 
@@ -19,21 +18,7 @@ if __name__ == "__main__":
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, leave)
 
-import hydra
-from omegaconf import DictConfig
-
-from cvattn.harness import check_command_line, keep_freed_memory, plain_errors, run_job
-
-CONF = Path(__file__).parent / "conf"
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def main(cfg: DictConfig) -> float | None:
-    keep_freed_memory()
-    return run_job(cfg)
-
+from cvattn.harness.main import train
 
 if __name__ == "__main__":
-    with plain_errors():
-        sys.argv[1:] = check_command_line(sys.argv[1:], CONF)
-    main()
+    train(Path(__file__).resolve().parent / "conf")

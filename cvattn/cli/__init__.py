@@ -10,6 +10,7 @@ from cvattn.system import did_you_mean, is_offline, printable
 
 # One module for each, with ``run(arguments) -> exit code``; imported when it is called for.
 COMMANDS = {
+    "train": "a network, as train.py does in the repository; --help lists the choices",
     "predict": "classes and probabilities for image files",
     "evaluate": "accuracy by class, confusion matrix and calibration on a data set",
     "explore": "a page that shows what each position of an image looks at",
@@ -23,7 +24,7 @@ USAGE = "\n".join(
         "",
         *(f"  {name:<10}{what}" for name, what in COMMANDS.items()),
         "",
-        "cvattn COMMAND --help says more. Training is `python train.py`, in the repository.",
+        "cvattn COMMAND --help says more.",
     )
 )
 

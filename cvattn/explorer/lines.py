@@ -1,4 +1,4 @@
-"""Lines and where a reader attends to for each character that it writes."""
+"""Lines, and what a reader attends to for each character that it writes."""
 
 from collections.abc import Sequence
 from typing import Any

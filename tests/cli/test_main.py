@@ -27,12 +27,13 @@ def test_help_names_the_commands(capsys):
     assert capsys.readouterr().out.startswith("cvattn 0.")
     for name in COMMANDS:
         assert main([name, "--help"]) == 0
-        assert f"cvattn {name}" in capsys.readouterr().out
+        said = "train is powered by Hydra" if name == "train" else f"cvattn {name}"
+        assert said in capsys.readouterr().out
 
 
 def test_what_cannot_be_read_on_the_command_line(capsys):
     assert "unknown command 'evalute'; did you mean evaluate?" in fails(capsys, "evalute")
-    assert "there are: predict, evaluate" in fails(capsys, "train.py")
+    assert "there are: train, predict, evaluate" in fails(capsys, "zzz")
     assert "arguments are required: checkpoint" in fails(capsys, "evaluate")
     assert "IMAGE" in fails(capsys, "predict", "x.ckpt")
     assert "invalid int value: 'a'" in fails(capsys, "predict", "x.ckpt", "a.png", "--top", "a")

@@ -42,6 +42,9 @@ CPU = [
     (call(256, 16, 128, dtype=HALF), False, "tiled"),
     (call(65, 64, 64, dtype=HALF), False, "direct"),
     (call(10_000, 64, 64, dtype=HALF), True, "tiled"),
+    (call(10_000, 64, 64, dtype=HALF, grad=False), True, "fused"),
+    (call(10_000, 64, 64, dtype=HALF, grad=False), False, "tiled"),
+    (call(65, 64, 64, dtype=torch.float16, grad=False), True, "direct"),
     (call(256, 16, 128, dtype=torch.float16), True, "tiled"),
 ]
 
@@ -49,6 +52,7 @@ CPU = [
 @pytest.mark.parametrize(("given", "instructions", "route"), CPU)
 def test_on_a_cpu(given, instructions, route, monkeypatch):
     monkeypatch.setattr(plan, "_has_bfloat16", lambda: instructions)
+    monkeypatch.setattr(plan, "has_half_kernel", lambda: True)
     chosen = choose_route(given)
     assert chosen.name == route
     assert chosen.reason
@@ -101,7 +105,12 @@ def test_a_call_is_described_as_it_is():
     query, key = torch.zeros(2, 3, 5, 7), torch.zeros(2, 3, 11, 7)
     value = torch.zeros(2, 3, 11, 13)
     given = describe_call(query, key, value)
-    assert given == AttentionCall(2, 3, 5, 11, 7, 13, SINGLE, "cpu")
+    assert given == AttentionCall(2, 3, 5, 11, 7, 13, SINGLE, "cpu", grad=False)
+    for index in range(3):
+        parts = [x.clone().requires_grad_(at == index) for at, x in enumerate((query, key, value))]
+        assert describe_call(*parts).grad
+        with torch.no_grad():
+            assert not describe_call(*parts).grad
     assert count_scores(given) == 2 * 3 * 5 * 11
     # A mask that is there is not built; one for causality with L != S is, and one that combines.
     mask, bias = torch.ones(2, 1, 1, 11, dtype=torch.bool), torch.zeros(1, 3, 5, 11)

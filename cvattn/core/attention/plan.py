@@ -28,6 +28,7 @@ class AttentionCall(NamedTuple):
         device: "cpu", "cuda", ...
         built_mask: elements of the mask that the fused kernels would need built for them (causal
             with L != S, or several of mask, bias and causality); 0 = none, or one is there already.
+        grad: gradients of query, key or value are wanted.
         bias_grad: a gradient of ``attn_bias`` is wanted.
         dropout: weights are dropped.
         transformed: inside a transform of torch.func, or forward-mode differentiation.
@@ -42,6 +43,7 @@ class AttentionCall(NamedTuple):
     dtype: torch.dtype
     device: str
     built_mask: int = 0
+    grad: bool = True
     bias_grad: bool = False
     dropout: bool = False
     transformed: bool = False
@@ -107,6 +109,7 @@ def describe_call(
         dtype=torch.get_autocast_dtype(device) if autocast else query.dtype,
         device=device,
         built_mask=built,
+        grad=torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)),
         bias_grad=attn_bias is not None and attn_bias.requires_grad and torch.is_grad_enabled(),
         dropout=dropout_p > 0.0,
         transformed=_is_transformed(),
@@ -144,10 +147,13 @@ def exporting() -> bool:
 
 def _on_cpu(call: AttentionCall) -> Route:
     half = call.dtype.itemsize == 2
+    emulated = half and compute_dtype(torch.device("cpu"), call.dtype) != call.dtype
     refused: dict[RouteName, str] = {}
     if call.head_dim != call.value_dim:
         refused["padded"] = "computes with the padding: slower than tiles and plain products"
-    elif half and not call.transformed:
+    elif half and not call.transformed and (emulated or not has_half_kernel()):
+        refused["fused"] = "torch's CPU kernel is slow where half precision is emulated"
+    elif half and not call.transformed and call.grad:
         refused["fused"] = "torch's CPU kernel has a slow backward pass in half precision"
     elif call.built_mask * call.dtype.itemsize > SCORES_BOUND:
         refused["fused"] = _BUILT
@@ -156,7 +162,6 @@ def _on_cpu(call: AttentionCall) -> Route:
         refused["fused"] = unable
     if not refused:
         return Route("fused", "torch's CPU kernel takes equal widths", refused)
-    emulated = half and compute_dtype(torch.device("cpu"), call.dtype) != call.dtype
     if emulated and call.length * call.key_length >= LEAST_HALF_SCORES:
         return _own(call, refused, why_tiled=_EMULATED)
     return _own(call, refused)
@@ -263,6 +268,16 @@ def _has_bfloat16() -> bool:
         return torch.cpu._is_avx512_bf16_supported()
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+@torch.compiler.assume_constant_result
+def has_half_kernel() -> bool:
+    """Whether torch's CPU kernel is made for half precision here.
+
+    It fails on a processor with AMX where torch is told to do without AVX512
+    (``ATEN_CPU_CAPABILITY``).
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @torch.compiler.assume_constant_result

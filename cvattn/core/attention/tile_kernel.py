@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cvattn.core.attention.plan import LEAST_FUSED_KEYS, has_amx
+from cvattn.core.attention.plan import LEAST_FUSED_KEYS, has_amx, has_half_kernel
 from cvattn.core.attention.precision import product_dtype
 from cvattn.core.attention.tile_weights import TileWeights
 from cvattn.core.attention.tiles import Terms, Tile
@@ -18,13 +18,12 @@ from cvattn.core.attention.tiles import Terms, Tile
 def takes(query: Tensor, key: Tensor, value: Tensor, terms: Terms, dropout_p: float) -> bool:
     """Whether the kernel computes what the tiles would.
 
-    It takes no dropout, and fails on a processor with AMX where torch is told to do without AVX512
-    (``ATEN_CPU_CAPABILITY``). NaN it treats in its own way: where nothing is hidden, the numbers
+    It takes no dropout. NaN it treats in its own way: where nothing is hidden, the numbers
     must be finite; with a mask, the tiles see to that. Biases may be anything: not here.
     """
     return (
         query.device.type == "cpu"
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and has_half_kernel()
         and has_amx()
         and product_dtype(query.device, query.dtype) == torch.bfloat16
         and key.shape[2] >= LEAST_FUSED_KEYS

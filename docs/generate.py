@@ -1,0 +1,216 @@
+"""Pages that are made from something else: the API, the keys of conf/, the results, notebooks."""
+
+import csv
+import importlib
+import inspect
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from means import mean_text  # noqa: E402
+
+# In the order in which somebody meets them.
+PACKAGES = (
+    *("cvattn", "cvattn.blocks", "cvattn.maps", "cvattn.explorer", "cvattn.weights"),
+    *("cvattn.testing", "cvattn.cost", "cvattn.models", "cvattn.core", "cvattn.core.masks"),
+    *("cvattn.core.positions", "cvattn.checkpoint", "cvattn.inference", "cvattn.data"),
+    *("cvattn.tasks", "cvattn.harness"),
+)
+
+
+def all_pages(docs: Path) -> None:
+    """Write them, in place of what was there."""
+    for name in ("api", "generated", "notebooks"):
+        shutil.rmtree(docs / name, ignore_errors=True)
+        (docs / name).mkdir()
+    for name in PACKAGES:
+        (docs / "api" / f"{name}.md").write_text(api_page(name))
+    (docs / "api" / "index.md").write_text(api_index())
+    (docs / "generated" / "keys.md").write_text(keys_page(ROOT / "conf"))
+    (docs / "generated" / "training.md").write_text(training_table(ROOT / "results"))
+    (docs / "generated" / "speed.md").write_text(speed_tables(ROOT / "results"))
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        shutil.copy(notebook, docs / "notebooks")
+
+
+def public_names(package: str) -> list[str]:
+    """What a user may import from it: ``__all__``, or the functions and classes that it defines."""
+    module = importlib.import_module(package)
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or inspect.isclass(value))
+        and value.__module__ == package
+    ]
+
+
+def api_page(package: str) -> str:
+    """Every public name with its signature and docstring."""
+    module = importlib.import_module(package)
+    lines = [f"# {package}", "", "```{eval-rst}"]
+    lines += [f".. automodule:: {package}", ""]
+    for name in public_names(package):
+        value = getattr(module, name)
+        kind = "class" if inspect.isclass(value) else "function" if callable(value) else "data"
+        # Where it is written, unless that is a module of the same name as a function of ours.
+        lines += [f".. auto{kind}:: {package}.{name}"]
+        if package != "cvattn" or name in ("load", "explore"):
+            lines += ["   :members:"] if kind == "class" else []
+        else:
+            lines += ["   :no-index:"] + (["   :members:"] if kind == "class" else [])
+        lines += [""]
+    return "\n".join([*lines, "```", ""])
+
+
+def api_index() -> str:
+    pages = "\n".join(PACKAGES)
+    return f"# API\n\nEvery public name, package by package.\n\n```{{toctree}}\n\n{pages}\n```\n"
+
+
+def keys_page(conf: Path) -> str:
+    """A table of keys, values and comments for each file of the configuration."""
+    parts = ["# Every key of `conf/`", ""]
+    parts += ["Any of them can be set on the command line: `python train.py KEY=VALUE`.", ""]
+    groups = sorted(folder for folder in conf.iterdir() if folder.is_dir())
+    parts += ["## config.yaml", "", *_keys_table(conf / "config.yaml", "")]
+    for group in groups:
+        parts += [f"## {group.name}", ""]
+        for file in sorted(group.glob("*.yaml")):
+            parts += [f"### `{group.name}={file.stem}`", ""]
+            said = _head_comment(file)
+            parts += [said, ""] if said else []
+            prefix = "" if _is_global(file) else group.name
+            parts += _keys_table(file, prefix)
+    return "\n".join(parts)
+
+
+def _is_global(file: Path) -> bool:
+    return "@package _global_" in file.read_text()
+
+
+def _head_comment(file: Path) -> str:
+    lines = []
+    for line in file.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.lstrip("# ").strip()
+        if not text.startswith("@package"):
+            lines.append(text)
+    return " ".join(lines).split("contracts:")[0].strip()
+
+
+def _keys_table(file: Path, prefix: str) -> list[str]:
+    text = file.read_text()
+    node = yaml.compose(text)
+    lines = text.splitlines()
+    rows = [
+        f"| `{key}` | {_cell(value)} | {_comment(lines[line])} |"
+        for key, value, line in _leaves(node, prefix)
+        if key.split(".")[0] not in ("defaults", "hydra")
+    ]
+    if not rows:
+        return ["Chooses other files only.", ""]
+    return ["| key | value | |", "|---|---|---|", *rows, ""]
+
+
+def _leaves(node: yaml.Node | None, path: str) -> Iterator[tuple[str, str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _leaves(value, f"{path}.{key.value}" if path else key.value)
+    elif node is not None:
+        start, end = node.start_mark, node.end_mark
+        yield path, start.buffer[start.pointer : end.pointer].strip(), start.line
+
+
+def _cell(text: str) -> str:
+    text = " ".join(text.split())
+    return f"`{text}`".replace("|", "\\|") if text else ""
+
+
+def _comment(line: str) -> str:
+    return line.partition(" # ")[2].strip().replace("|", "\\|")
+
+
+def training_table(results: Path) -> str:
+    """Mean accuracies of every list of runs, with what they cost."""
+    parts = []
+    for name in ("cifar10", "attention_ablation", "sequences", "finetuning"):
+        rows = _rows(results / f"{name}.csv")
+        parts += [f"### {name}", ""]
+        parts += [f"`python benchmarks/run_queue.py benchmarks/{name}.yaml`", ""]
+        parts += ["| run | data | seeds | test, % | with views, % | minutes | PFLOP | commits |"]
+        parts += ["|---|---|---|---|---|---|---|---|"]
+        for run in dict.fromkeys(row["run"] for row in rows):
+            mine = [row for row in rows if row["run"] == run]
+            commits = dict.fromkeys(word for row in mine for word in row["commit"].split())
+            cells = [
+                run,
+                mine[0]["data"],
+                str(len(mine)),
+                _accuracy(mine, "test_accuracy"),
+                _accuracy(mine, "test_accuracy_views"),
+                f"{statistics.mean(float(row['minutes']) for row in mine):.1f}",
+                f"{statistics.mean(float(row['pflop']) for row in mine):.4f}",
+                ", ".join(commits),
+            ]
+            parts.append("| " + " | ".join(cells) + " |")
+        machines = dict.fromkeys(f"{row['cpu']}, {row['cores']} cores" for row in rows)
+        parts += ["", f"Machines: {'; '.join(machines)}.", ""]
+    return "\n".join(parts)
+
+
+def _accuracy(rows: list[dict[str, str]], key: str) -> str:
+    values = [100 * float(row[key]) for row in rows if row[key]]
+    return mean_text(values) if values else ""
+
+
+def speed_tables(results: Path) -> str:
+    """Ours against the best of the others, for each machine that was measured."""
+    parts = []
+    files = [
+        file
+        for file in sorted(results.glob("attention_*.csv"))
+        if not file.name.startswith("attention_ablation")
+    ]
+    for file in files:
+        # Ours against the best of the others; the scans over sizes are in the picture.
+        rows = [
+            row
+            for row in _rows(file)
+            if row["method"].startswith("ours")
+            and row["versus"]
+            and not row["versus"].startswith("ours")
+            and not row["case"].startswith("scan")
+        ]
+        first = rows[0]
+        parts += [f"### {first['cpu']}, {first['threads']} threads", ""]
+        parts += [
+            f"torch {first['torch']}; bfloat16 instructions: {first['bf16_instructions']}. "
+            "`python benchmarks/attention.py`",
+            "",
+        ]
+        parts += ["| case | ours, ms | best other | ratio (95 % interval) | peak, MiB | commit |"]
+        parts += ["|---|---|---|---|---|---|"]
+        for row in rows:
+            ratio = f"{float(row['ratio']):.2f} ({float(row['ratio_low']):.2f} to "
+            ratio += f"{float(row['ratio_high']):.2f})"
+            peak = f"{float(row['peak_mib']):.0f}" if row["peak_mib"] else ""
+            cells = [row["case"], f"{float(row['median_ms']):.1f}", row["versus"], ratio, peak]
+            parts.append("| " + " | ".join([*cells, row["commit"]]) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))

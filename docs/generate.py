@@ -61,14 +61,13 @@ def api_page(package: str) -> str:
     lines += [f".. automodule:: {package}", ""]
     for name in public_names(package):
         value = getattr(module, name)
+        if inspect.ismodule(value):  # it has a page of its own
+            continue
         kind = "class" if inspect.isclass(value) else "function" if callable(value) else "data"
-        # Where it is written, unless that is a module of the same name as a function of ours.
         lines += [f".. auto{kind}:: {package}.{name}"]
-        if package != "cvattn" or name in ("load", "explore"):
-            lines += ["   :members:"] if kind == "class" else []
-        else:
-            lines += ["   :no-index:"] + (["   :members:"] if kind == "class" else [])
-        lines += [""]
+        # What the package itself offers is indexed where its subpackage is described.
+        again = package == "cvattn" and name not in ("load", "explore")
+        lines += ["   :no-index:"] * again + ["   :members:"] * (kind == "class") + [""]
     return "\n".join([*lines, "```", ""])
 
 
@@ -138,21 +137,25 @@ def _cell(text: str) -> str:
 
 
 def _comment(line: str) -> str:
-    return line.partition(" # ")[2].strip().replace("|", "\\|")
+    text = line.partition(" # ")[2].strip()
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def training_table(results: Path) -> str:
     """Mean accuracies of every list of runs, with what they cost."""
     parts = []
-    for name in ("cifar10", "attention_ablation", "sequences", "finetuning"):
-        rows = _rows(results / f"{name}.csv")
-        parts += [f"### {name}", ""]
+    lists = ("cifar10", "attention_ablation", "sequences", "finetuning")
+    # Beside a list's own file, those of other machines.
+    files = [file for name in lists for file in _files_of(results, name)]
+    for name, file in files:
+        rows = _rows(file)
+        parts += [f"### {file.stem}", ""]
         parts += [f"`python benchmarks/run_queue.py benchmarks/{name}.yaml`", ""]
         parts += ["| run | data | seeds | test, % | with views, % | minutes | PFLOP | commits |"]
         parts += ["|---|---|---|---|---|---|---|---|"]
         for run in dict.fromkeys(row["run"] for row in rows):
             mine = [row for row in rows if row["run"] == run]
-            commits = dict.fromkeys(word for row in mine for word in row["commit"].split())
+            commits = dict.fromkeys(word[:7] for row in mine for word in row["commit"].split())
             cells = [
                 run,
                 mine[0]["data"],
@@ -167,6 +170,11 @@ def training_table(results: Path) -> str:
         machines = dict.fromkeys(f"{row['cpu']}, {row['cores']} cores" for row in rows)
         parts += ["", f"Machines: {'; '.join(machines)}.", ""]
     return "\n".join(parts)
+
+
+def _files_of(results: Path, name: str) -> list[tuple[str, Path]]:
+    others = sorted(results.glob(f"{name}_*cores.csv"))
+    return [(name, file) for file in (results / f"{name}.csv", *others)]
 
 
 def _accuracy(rows: list[dict[str, str]], key: str) -> str:

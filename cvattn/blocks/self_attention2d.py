@@ -40,7 +40,7 @@ class SelfAttention2d(nn.Module):
     ``torch.export``), and TorchScript's compiler, ``torch.jit.script``, does not take it.
 
     Args:
-        in_channels: C.
+        in_channels: channels C of the map.
         qk_channels: channels of q and k; None = max(1, C // 8).
         value_channels: channels of v; None = C. Other than C only with ``out_proj``.
         num_heads: divides qk_channels and value_channels.

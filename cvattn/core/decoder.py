@@ -15,7 +15,7 @@ class DecoderLayer(nn.Module):
     own.
 
     Args:
-        as in :class:`cvattn.core.EncoderLayer`.
+        all: as in :class:`cvattn.core.EncoderLayer`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
     """``num_layers`` decoder layers, and for pre-norm the final norm.
 
     Args:
-        as in :class:`DecoderLayer`.
+        all but ``num_layers``: as in :class:`DecoderLayer`.
     """
 
     def __init__(

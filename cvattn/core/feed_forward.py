@@ -12,7 +12,7 @@ class FeedForward(nn.Module):
     """Linear, activation, dropout, linear on each token: (B, N, D) -> (B, N, D).
 
     Args:
-        embed_dim: D.
+        embed_dim: width D of a token.
         ffn_dim: width between the two layers.
         activation: "gelu" (ViT, BERT) or "relu" (the first Transformer).
         dropout: after the activation, in training only.

@@ -63,7 +63,7 @@ class SinusoidalPositions(ComputedTable):
     """Adds :func:`sinusoidal_1d` to (B, N, D). Nothing is learned or stored in the state.
 
     Args:
-        embed_dim: D.
+        embed_dim: width D of a token.
         max_length: size of the table kept ready; longer sequences are computed when they come.
     """
 
@@ -115,7 +115,7 @@ class LearnedGridPositions(nn.Module):
     table for another grid is refused rather than added with rows and columns misplaced.
 
     Args:
-        embed_dim: D.
+        embed_dim: width D of a token.
         grid: (H, W) of the tokens.
     """
 

@@ -33,7 +33,7 @@ class ConvolutionControl(nn.Module):
     :class:`SelfAttention2d` on a map of that many positions, to the nearest channel.
 
     Args:
-        channels: C.
+        channels: channels C of the map.
         positions: H * W of the maps it will see.
 
     Shape:

@@ -202,6 +202,7 @@ print(forward - before, both - before, last - before, control - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_trap_4_a_large_map_stores_no_scores():
     """N = 9216: scores of 324 MiB. The last number is a control, the plain products."""

@@ -182,6 +182,7 @@ def test_pixels_of_32_bits_have_no_fixed_range(tmp_path):
             read_image(tmp_path / f"{name}.tif", 1, (16, 16))
 
 
+@pytest.mark.slow
 def test_as_a_program(sagan, photo, tmp_path):
     Image.fromarray(photo).save(tmp_path / "a.png")
     done = subprocess.run(

@@ -123,10 +123,8 @@ def test_several_inputs_and_outputs():
 
 
 SMALL_MAP, MAP = "1,128,9,7", "2,128,101,97"
-FAST = {
+CASES = {
     "block, float32, training": ("SelfAttention2d(128)", "float32", SMALL_MAP, MAP, "training"),
-}
-SLOW = {
     # Twice the samples: where bfloat16 is native there are no float32 tiles.
     "block, bfloat16, training": (
         "SelfAttention2d(128)",
@@ -196,11 +194,8 @@ SLOW = {
 
 
 @pytest.mark.skipif(not CAN_MEASURE, reason="the peak of a process cannot be reset here")
-@pytest.mark.parametrize(
-    "case",
-    [*FAST.values(), *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW.values())],
-    ids=[*FAST, *SLOW],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_within_15_percent_of_a_fresh_process(case):
     module, dtype, _, text, mode = case
     wants = mode == "training" and "Attention" in module

@@ -173,6 +173,7 @@ def start_writing(source: Path) -> subprocess.Popen:
     return writer
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_and_what_a_killed_one_leaves(tmp_path):
     cache = Cache(tmp_path)
     folder = Path(os.environ["CVATTN_CACHE"])

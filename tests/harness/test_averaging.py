@@ -83,6 +83,7 @@ def test_the_weights_that_are_judged_saved_and_tested(run, weights, tmp_path, gi
     assert summary["best_val_accuracy"] == pytest.approx(accuracy, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_said_of_an_average_that_never_began_or_is_short(run, capsys):
     run([*EMA, "callbacks.ema.update_starting_at_step=100000"])
     assert "no average was begun (callbacks.ema.update_starting_at_step=100000" in " ".join(

@@ -106,6 +106,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 def test_what_is_refused_leaves_every_file_as_it_was(go_on, checkpoint):
     before = files(checkpoint.parents[1])
     for override, message in REFUSED:
@@ -137,6 +138,7 @@ def test_keys_that_only_this_run_has_can_be_set_again(run, composed, tmp_path):
     assert (cfg.trainer.max_time, cfg.trainer.min_steps) == (None, 1)
 
 
+@pytest.mark.slow
 def test_data_that_changed_is_noticed(go_on, checkpoint, monkeypatch):
     """Each fact of it: the class names, their order, sizes, mean and std, pixels, counts."""
     import dataclasses
@@ -183,7 +185,9 @@ def another(value):
     return None
 
 
-@pytest.mark.parametrize("choice", ["sagan", "vit", "timm"])
+@pytest.mark.parametrize(
+    "choice", ["sagan", *(pytest.param(x, marks=pytest.mark.slow) for x in ("vit", "timm"))]
+)
 def test_every_key_acts_or_is_refused(composed, choice, tmp_path):
     """Each key of conf/ in turn, with another value: what is recorded is what is built."""
     from cvattn import checkpoint as files_of

@@ -188,9 +188,9 @@ def continued(composed, tmp_path, *overrides):
 
 
 def test_continuing_restores_the_configuration_and_appends(run, composed, tmp_path, monkeypatch):
-    monkeypatch.setattr("cvattn.harness.assemble.commit", lambda: "a")
+    monkeypatch.setattr("cvattn.harness.start.commit", lambda: "a")
     run([*TINY, "trainer.max_epochs=2"])
-    monkeypatch.setattr("cvattn.harness.assemble.commit", lambda: "b")
+    monkeypatch.setattr("cvattn.harness.start.commit", lambda: "b")
     before = read_metrics(tmp_path / "run" / "metrics.csv")
     continued(composed, tmp_path, "trainer.max_epochs=3")
     after = read_metrics(tmp_path / "run" / "metrics.csv")

@@ -125,7 +125,9 @@ def test_gradients_are_clipped_and_accumulated(run, steps):
     assert all(norm > 0.02 for norm in norms)
 
 
-@pytest.mark.parametrize("option", ["recipe.mixup=0.8", "recipe.cutmix=1.0"])
+@pytest.mark.parametrize(
+    "option", [pytest.param("recipe.mixup=0.8", marks=pytest.mark.slow), "recipe.cutmix=1.0"]
+)
 def test_mixing_reaches_the_training(run, tmp_path, option):
     run([*TINY, option])
     mixed = torch.load(last(tmp_path), weights_only=True)["state_dict"]

@@ -108,6 +108,7 @@ def test_multirun_gives_every_job_a_folder(tmp_path):
     assert table.read_text().startswith("run,seed,validation,")
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_clear_message(tmp_path):
     output = train("model=vti", cwd=tmp_path, code=2)
     there = ", ".join(sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")))

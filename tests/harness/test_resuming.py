@@ -84,6 +84,7 @@ def test_from_each_checkpoint_of_a_step(go, tmp_path, more):
         assert differences(expected, without_steps(outcome(cut))) == [], (name, position)
 
 
+@pytest.mark.slow
 def test_between_two_accumulated_batches(go, tmp_path, monkeypatch):
     """By time: Lightning saves with gradients that no step has used."""
     accumulated = "trainer.accumulate_grad_batches=4"
@@ -126,6 +127,7 @@ def test_more_steps_go_on_in_the_same_epoch(go):
     assert list(read_metrics(cut / "metrics.csv")) == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_moved_run_keeps_its_best(go, tmp_path, monkeypatch):
     folder = go("here")
     best = json.loads((folder / "summary.json").read_text())["best_val_accuracy"]
@@ -150,6 +152,7 @@ def test_an_epoch_that_is_cut_into_others_is_refused(go, tmp_path):
         go("run", "trainer.limit_train_batches=6", ckpt="steps/s004.ckpt")
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_is_over(go, monkeypatch):
     """Killed in its test it is tested, and not trained on."""
     early = ["callbacks=[default,early_stopping]", "callbacks.early_stopping.patience=1"]
@@ -168,6 +171,7 @@ def test_a_run_that_stopped_early_is_over(go, monkeypatch):
     assert differences(outcome(whole), outcome(cut)) == []
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_tested_when_only_the_test_is_left(go, monkeypatch):
     ema = ["callbacks=[default,ema]", "callbacks.ema.decay=0.9"]
     whole = go("whole", *ema)

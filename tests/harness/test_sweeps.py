@@ -86,6 +86,7 @@ def test_lists_are_shown_as_they_were_given(tmp_path, capsys):
     assert "[default,ema]" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_does_not_take_the_others_with_it(tmp_path):
     """Two cannot be built, one becomes NaN, the last one trains."""
     output = train(

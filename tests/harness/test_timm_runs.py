@@ -43,7 +43,7 @@ def test_from_weights_of_a_file_to_the_gamma_of_each_block(composed, run, tmp_pa
 
     weights.unlink()  # a run that goes on has its weights in the checkpoint
     again = assemble(composed(["model=timm", f"ckpt_path={last}", "trainer.max_epochs=2"]))
-    assert again.position.epoch == 1
+    assert again.saved.position.epoch == 1
     assert again.resolved["model"]["pretrained"] == str(weights)
     assert again.task.inserted_lr == 1.0
 

@@ -35,7 +35,7 @@ class ImageDataModule(DataModule):
     which Lightning calls in one process before ``setup()``.
 
     Args:
-        as in :class:`DataModule`.
+        batch_size, eval_batch_size, seed: as in :class:`DataModule`.
 
     Attributes:
         info: None before ``setup()``, then the complete :class:`DataInfo`.

@@ -69,7 +69,7 @@ class SequenceDataModule(DataModule):
     completed facts) and ``samples()``.
 
     Args:
-        as in :class:`DataModule`.
+        batch_size, eval_batch_size, seed: as in :class:`DataModule`.
 
     Attributes:
         info: None before ``setup()``, then the complete facts.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cvattn.core.attention import plan
+from cvattn.core.attention import processor
 
 SEED = int(os.environ.get("CVATTN_TEST_SEED", "20261"))
 BFLOAT16 = {"native": True, "emulated": False}
@@ -26,8 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
     declared = os.environ.get("CVATTN_TEST_BFLOAT16")
     if declared:
-        assert callable(plan._has_bfloat16)  # the one question that the library asks
-        plan._has_bfloat16 = lambda: BFLOAT16[declared]
+        assert callable(processor.has_bfloat16)  # the one question that the library asks
+        processor.has_bfloat16 = lambda: BFLOAT16[declared]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

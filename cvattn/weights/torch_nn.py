@@ -5,20 +5,25 @@ always batch first, and what goes back is built with ``batch_first=True``. Masks
 :func:`cvattn.core.masks.from_torch_masks` turns them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from cvattn.core import Decoder, DecoderLayer, Encoder, EncoderLayer, MultiHeadAttention
-from cvattn.core.feed_forward import Activation, FeedForward
+from cvattn.core.feed_forward import FeedForward
 from cvattn.core.residual import DropPath, LayerScale
 from cvattn.weights.copying import copy_parameters, filled
 from cvattn.weights.plain import check_plain
 from cvattn.weights.torch_attention import attention_from, attention_to
+from cvattn.weights.torch_layers import (
+    decoder_layer_from,
+    decoder_layer_to,
+    encoder_layer_from,
+    encoder_layer_to,
+)
 
 
 def from_torch(module: nn.Module) -> nn.Module:
@@ -48,9 +53,9 @@ def from_torch(module: nn.Module) -> nn.Module:
         _PLACES,
         {
             nn.MultiheadAttention: attention_from,
-            nn.TransformerEncoderLayer: _encoder_layer_from,
+            nn.TransformerEncoderLayer: encoder_layer_from,
             nn.TransformerEncoder: _encoder_from,
-            nn.TransformerDecoderLayer: _decoder_layer_from,
+            nn.TransformerDecoderLayer: decoder_layer_from,
             nn.TransformerDecoder: _decoder_from,
         },
     )
@@ -68,9 +73,9 @@ def to_torch(module: nn.Module) -> nn.Module:
         _OUR_PLACES,
         {
             MultiHeadAttention: attention_to,
-            EncoderLayer: _encoder_layer_to,
+            EncoderLayer: encoder_layer_to,
             Encoder: _encoder_to,
-            DecoderLayer: _decoder_layer_to,
+            DecoderLayer: decoder_layer_to,
             Decoder: _decoder_to,
         },
     )
@@ -131,124 +136,27 @@ def _final_norm(norm: nn.Module | None, absent: nn.Module | None) -> nn.Module |
     return copy
 
 
-# ---- layers
-
-
-def activation_from(activation: Any) -> Activation:
-    if activation is F.relu or type(activation) is nn.ReLU:
-        return "relu"
-    exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
-    if activation is F.gelu or exact:
-        return "gelu"
-    raise ValueError(f"activation is {activation}; expected relu or gelu (exact)")
-
-
-def _one_dropout(**rates: float) -> float:
-    if len(set(rates.values())) > 1:
-        raise ValueError(f"the dropouts of a layer differ: {rates}; ours has one rate a layer")
-    return next(iter(rates.values()))
-
-
-def _layer_options_from(theirs: Any, dropouts: Sequence[str]) -> dict[str, Any]:
-    rates = {name: getattr(theirs, name).p for name in dropouts}
-    return {
-        "dropout": _one_dropout(self_attn=theirs.self_attn.dropout, **rates),
-        "activation": activation_from(theirs.activation),
-        "norm_first": theirs.norm_first,
-        "bias": theirs.linear1.bias is not None,
-    }
-
-
-def _encoder_layer_from(theirs: nn.TransformerEncoderLayer) -> EncoderLayer:
-    options = _layer_options_from(theirs, ("dropout", "dropout1", "dropout2"))
-    attention = attention_from(theirs.self_attn)
-    with torch.device("meta"):
-        ours = EncoderLayer(
-            attention.embed_dim, attention.num_heads, theirs.linear1.out_features, **options
-        )
-    ours.self_attn = attention
-    _copy_norms_and_ffn(ours, theirs, norms=2)
-    return ours
-
-
-def _decoder_layer_from(theirs: nn.TransformerDecoderLayer) -> DecoderLayer:
-    options = _layer_options_from(theirs, ("dropout", "dropout1", "dropout2", "dropout3"))
-    _one_dropout(self_attn=options["dropout"], multihead_attn=theirs.multihead_attn.dropout)
-    attention = attention_from(theirs.self_attn)
-    with torch.device("meta"):
-        ours = DecoderLayer(
-            attention.embed_dim, attention.num_heads, theirs.linear1.out_features, **options
-        )
-    ours.self_attn = attention
-    ours.cross_attn = attention_from(theirs.multihead_attn)
-    _copy_norms_and_ffn(ours, theirs, norms=3)
-    return ours
-
-
-def _copy_norms_and_ffn(ours: Any, theirs: Any, *, norms: int) -> None:
-    for name in (f"norm{index + 1}" for index in range(norms)):
-        copy_parameters(getattr(ours, name), getattr(theirs, name))
-    copy_parameters(ours.ffn.fc1, theirs.linear1)
-    copy_parameters(ours.ffn.fc2, theirs.linear2)
-
-
-def _layer_to(ours: Any, kind: type[nn.Module], *, norms: int) -> Any:
-    ffn: FeedForward = ours.ffn
-    with torch.device("meta"):
-        theirs: Any = kind(
-            ours.self_attn.embed_dim,
-            ours.self_attn.num_heads,
-            ffn.fc1.out_features,
-            dropout=ours.self_attn.dropout,
-            activation=F.relu if isinstance(ffn.activation, nn.ReLU) else F.gelu,
-            norm_first=ours.norm_first,
-            bias=ffn.fc1.bias is not None,
-            batch_first=True,
-        )
-    theirs.self_attn = attention_to(ours.self_attn)
-    for name in (f"norm{index + 1}" for index in range(norms)):
-        copy_parameters(getattr(theirs, name), getattr(ours, name))
-    copy_parameters(theirs.linear1, ffn.fc1)
-    copy_parameters(theirs.linear2, ffn.fc2)
-    return theirs
-
-
-def _encoder_layer_to(ours: EncoderLayer) -> nn.TransformerEncoderLayer:
-    for part in (*ours.branch1.children(), *ours.branch2.children()):
-        if not isinstance(part, nn.Dropout):
-            raise ValueError(
-                f"this layer has {type(part).__name__}, which nn.TransformerEncoderLayer has not"
-            )
-    return _layer_to(ours, nn.TransformerEncoderLayer, norms=2)
-
-
-def _decoder_layer_to(ours: DecoderLayer) -> nn.TransformerDecoderLayer:
-    theirs = _layer_to(ours, nn.TransformerDecoderLayer, norms=3)
-    theirs.multihead_attn = attention_to(ours.cross_attn)
-    return theirs
-
-
-# ---- stacks: a shell whose layers and final norm are then replaced by the converted ones
+# Stacks: a shell whose layers and final norm are then replaced by the converted ones.
 
 
 def _encoder_from(theirs: nn.TransformerEncoder) -> Encoder:
-    return _fill_stack(Encoder(1, 1, 1, 0), theirs, _encoder_layer_from, nn.Identity())
+    return _fill_stack(Encoder(1, 1, 1, 0), theirs, encoder_layer_from, nn.Identity())
 
 
 def _decoder_from(theirs: nn.TransformerDecoder) -> Decoder:
-    return _fill_stack(Decoder(1, 1, 1, 0), theirs, _decoder_layer_from, nn.Identity())
+    return _fill_stack(Decoder(1, 1, 1, 0), theirs, decoder_layer_from, nn.Identity())
 
 
 def _encoder_to(ours: Encoder) -> nn.TransformerEncoder:
     layer = nn.TransformerEncoderLayer(1, 1, 1, batch_first=True, device="meta")
     # Nested tensors would change the shape of what comes out, and warn.
     shell = nn.TransformerEncoder(layer, 0, enable_nested_tensor=False)
-    return _fill_stack(shell, ours, _encoder_layer_to, None)
+    return _fill_stack(shell, ours, encoder_layer_to, None)
 
 
 def _decoder_to(ours: Decoder) -> nn.TransformerDecoder:
     layer = nn.TransformerDecoderLayer(1, 1, 1, batch_first=True, device="meta")
-    return _fill_stack(nn.TransformerDecoder(layer, 0), ours, _decoder_layer_to, None)
+    return _fill_stack(nn.TransformerDecoder(layer, 0), ours, decoder_layer_to, None)
 
 
 def _fill_stack(shell: Any, source: Any, layer: Callable, absent: nn.Module | None) -> Any:

@@ -9,7 +9,7 @@ from cvattn.models import VisionTransformer
 from cvattn.weights.copying import copy_parameters, filled
 from cvattn.weights.plain import check_plain
 from cvattn.weights.torch_attention import attention_from
-from cvattn.weights.torch_nn import activation_from
+from cvattn.weights.torch_layers import activation_from
 from cvattn.weights.vit import copy_positions, empty_vit, one_for_all, refuse_if
 
 

@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cvattn import MultiHeadAttention, SelfAttention2d, capture_attention
 from cvattn.core import attention, attention_weights, use_route
-from cvattn.core.attention import Route, plan, reference_attention, routing, tile_kernel, tiles
+from cvattn.core.attention import Route, reference_attention, routing, tiles
+from cvattn.core.attention import processor as this_processor
 from cvattn.maps import attention_heat, attention_rollout
 
 BATCH, HEADS, LENGTH, SIZE = 2, 3, 67, 131
@@ -26,8 +27,8 @@ TERMS = ("none", "padding", "causal", "bias", "all")
 @pytest.fixture(params=["amx", "native", "emulated"])
 def processor(request, monkeypatch):
     """Those that multiply bfloat16, by tiles (if it has AVX512) or not, and one that cannot."""
-    monkeypatch.setattr(plan, "_has_bfloat16", lambda: request.param != "emulated")
-    monkeypatch.setattr(tile_kernel, "has_amx", lambda: request.param == "amx")
+    monkeypatch.setattr(this_processor, "has_bfloat16", lambda: request.param != "emulated")
+    monkeypatch.setattr(this_processor, "has_amx", lambda: request.param == "amx")
     return request.param
 
 
@@ -66,7 +67,7 @@ def by_torch(query, key, value, scale, attn_mask=None, attn_bias=None, is_causal
     try:
         output = F.scaled_dot_product_attention(*padded, term, scale=scale)
     except RuntimeError:  # an AMX processor told to do without AVX512: the kernel wants both
-        if plan._has_bfloat16():
+        if this_processor.has_bfloat16():
             pytest.skip("torch's kernel does not run here, and its plain products are float32")
         with sdpa_kernel(SDPBackend.MATH):
             output = F.scaled_dot_product_attention(*padded, term, scale=scale)

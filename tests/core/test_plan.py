@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cvattn.blocks import SelfAttention2d
 from cvattn.core import MultiHeadAttention, attention
-from cvattn.core.attention import AttentionCall, choose_route, plan, record_routes
+from cvattn.core.attention import AttentionCall, choose_route, processor, record_routes
 from cvattn.core.attention.plan import (
     SCORES_BOUND,
     count_scores,
@@ -51,8 +51,8 @@ CPU = [
 
 @pytest.mark.parametrize(("given", "instructions", "route"), CPU)
 def test_on_a_cpu(given, instructions, route, monkeypatch):
-    monkeypatch.setattr(plan, "_has_bfloat16", lambda: instructions)
-    monkeypatch.setattr(plan, "has_half_kernel", lambda: True)
+    monkeypatch.setattr(processor, "has_bfloat16", lambda: instructions)
+    monkeypatch.setattr(processor, "has_half_kernel", lambda: True)
     chosen = choose_route(given)
     assert chosen.name == route
     assert chosen.reason

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from copies import Server, change, md5, parquet_bytes
 
-from cvattn.data import CIFAR10Data, CIFAR100Data, download
+from cvattn.data import CIFAR10Data, CIFAR100Data, remote
 from cvattn.data.images.cifar_facts import PARQUETS
 
 TRAIN, TEST = 50, 10
@@ -102,18 +102,18 @@ def server():
 def serve_tiny(server, tiny, monkeypatch):
     """The small CIFAR-10 on the local server, as both of the sources."""
     server.files["/official.tar.gz"] = tiny.archive
-    official = download.RemoteFile(
+    official = remote.RemoteFile(
         f"{server.url}/official.tar.gz", tiny.archive_name, len(tiny.archive)
     )
     copies = []
     for split, name in PARQUETS.items():
         data = server.files[f"/{name}"] = tiny.parquets[split]
         copies.append(
-            download.RemoteFile(f"{server.url}/{name}", f"cifar10/plain_text/{name}", len(data))
+            remote.RemoteFile(f"{server.url}/{name}", f"cifar10/plain_text/{name}", len(data))
         )
     sources = {
-        "official": download.Source("official", (official,)),
-        "copy": download.Source("copy", tuple(copies)),
+        "official": remote.Source("official", (official,)),
+        "copy": remote.Source("copy", tuple(copies)),
     }
     change(monkeypatch, sources=tuple(sources.values()))
     return sources

@@ -5,7 +5,7 @@ import time
 import pytest
 from copies import change, lay_out
 
-from cvattn.data import Choice, choose, download
+from cvattn.data import Choice, choose, remote
 
 
 @pytest.mark.parametrize("form", ["folder", "archive", "parquet:plain_text"])
@@ -35,15 +35,15 @@ def test_a_fast_download_is_chosen_and_not_begun(serve_tiny, tmp_path):
 
 @pytest.mark.parametrize(("seconds", "name"), [(179.0, "cifar10"), (181.0, "digits")])
 def test_three_minutes_decide(serve_tiny, tmp_path, monkeypatch, seconds, name):
-    promises = [download.Promise(s, seconds + i) for i, s in enumerate(serve_tiny.values())]
-    monkeypatch.setattr(download, "probe", lambda sources: promises)
+    promises = [remote.Promise(s, seconds + i) for i, s in enumerate(serve_tiny.values())]
+    monkeypatch.setattr(remote, "probe", lambda sources: promises)
     choice = choose(tmp_path)
     assert choice.name == name
     assert "official" in choice.reason  # the faster of the two
 
 
 def test_no_network_is_digits(tmp_path, monkeypatch):
-    dead = download.Source("dead", (download.RemoteFile("http://127.0.0.1:9/c", "c", 10),))
+    dead = remote.Source("dead", (remote.RemoteFile("http://127.0.0.1:9/c", "c", 10),))
     change(monkeypatch, sources=(dead,))
     start = time.monotonic()
     choice = choose(tmp_path)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from copies import change, lay_out, parquet_bytes
 
-from cvattn.data import CIFAR10Data, CIFAR100Data, DataError, download
-from cvattn.data.images import cifar_files
+from cvattn.data import CIFAR10Data, CIFAR100Data, DataError, download, remote
+from cvattn.data.images import cifar_files, cifar_parquet
 
 FORMS = ["folder", "archive", "parquet", "parquet:plain_text", "parquet:cifar10/plain_text"]
 REAL = os.environ.get("CVATTN_DATA")
@@ -191,7 +191,7 @@ def test_offline_without_data_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_no_network_is_an_error_within_20_seconds(tmp_path, monkeypatch):
-    dead = download.Source("dead", (download.RemoteFile("http://127.0.0.1:9/c", "c", 10),))
+    dead = remote.Source("dead", (remote.RemoteFile("http://127.0.0.1:9/c", "c", 10),))
     change(monkeypatch, sources=(dead,))
     start = time.monotonic()
     with pytest.raises(DataError, match=r"no server answered \(tried http://127.0.0.1:9/c.*put "):
@@ -208,8 +208,10 @@ def test_decoded_pixels_are_cached_and_a_damaged_cache_is_not_believed(tiny, tmp
     cache = Path(os.environ["CVATTN_CACHE"])
     lay_out(tiny, tmp_path, "parquet")
     decoded = []
-    decode = cifar_files._decode
-    monkeypatch.setattr(cifar_files, "_decode", lambda *args: (decoded.append(1), decode(*args))[1])
+    decode = cifar_parquet._decode
+    monkeypatch.setattr(
+        cifar_parquet, "_decode", lambda *args: (decoded.append(1), decode(*args))[1]
+    )
 
     def fingerprint():
         data = CIFAR10Data(root=tmp_path)

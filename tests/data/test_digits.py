@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from cvattn.data import DigitsData
-from cvattn.data.images.folder import channel_statistics
+from cvattn.data.images.base import channel_statistics
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from cvattn.data import DataError, download
-from cvattn.data.download import RemoteFile, Source
+from cvattn.data import remote as servers
+from cvattn.data.remote import RemoteFile, Source
 
 DATA = bytes(range(256)) * 1009
 
@@ -99,7 +100,7 @@ def test_the_probe_finds_the_fast_source_and_says_what_failed(server):
     fast = Source("fast", (RemoteFile(f"{server.url}/fast", "f", len(DATA)),))
     dead = Source("dead", (RemoteFile("http://127.0.0.1:9/x", "x", 10),))
     gone = Source("gone", (RemoteFile(f"{server.url}/gone", "g", 10),))
-    promises = {p.source.name: p for p in download.probe([gone, dead, fast], seconds=1)}
+    promises = {p.source.name: p for p in servers.probe([gone, dead, fast], seconds=1)}
     assert promises["fast"].seconds < 60
     assert promises["dead"].seconds is None
     assert "refused" in promises["dead"].problem.lower()
@@ -113,7 +114,7 @@ def test_the_probe_measures_a_slow_server_in_its_time(server):
     server.files["/slow"], server.delay = DATA, 0.02
     slow = Source("slow", (RemoteFile(f"{server.url}/slow", "s", 170_498_071),))
     start = time.monotonic()
-    (promise,) = download.probe([slow], seconds=0.8)
+    (promise,) = servers.probe([slow], seconds=0.8)
     assert time.monotonic() - start < 2
     # 1 KiB each 20 ms, or slower on a busy machine: 170 MB take about an hour.
     assert 2000 < promise.seconds < 20_000
@@ -121,9 +122,9 @@ def test_the_probe_measures_a_slow_server_in_its_time(server):
 
 def test_the_probe_ends_although_a_look_up_hangs(monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(download, "_seconds_for", lambda *args: release.wait(30))
+    monkeypatch.setattr(servers, "_seconds_for", lambda *args: release.wait(30))
     start = time.monotonic()
-    (promise,) = download.probe([Source("hung", (RemoteFile("http://x/", "x", 1),))], deadline=0.3)
+    (promise,) = servers.probe([Source("hung", (RemoteFile("http://x/", "x", 1),))], deadline=0.3)
     assert time.monotonic() - start < 2
     assert promise.seconds is None
     assert "no answer" in promise.problem

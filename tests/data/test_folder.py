@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cvattn.data import DataError, FolderData
-from cvattn.data.images.folder import channel_statistics
+from cvattn.data.images.base import channel_statistics
 
 COLOURS = {"blue": (10, 20, 200), "red": (200, 30, 40)}
 

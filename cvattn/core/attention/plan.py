@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from cvattn.core.attention import processor
+
 # Above this many bytes no route stores all L x S scores. Beyond it they leave the caches, and
 # C libraries give such blocks back to the system, so that each use pays for fresh pages.
 SCORES_BOUND = 16 * 2**20
@@ -94,10 +96,9 @@ def describe_call(
     # An export takes torch's operators in any case, and its sizes must stay open.
     if not exporting():
         shapes = [tuple(term.shape) for term in (attn_mask, attn_bias) if term is not None]
-        if is_causal and (shapes or query.shape[2] != key.shape[2]):
-            shapes.append((query.shape[2], key.shape[2]))
-            built = torch.Size(torch.broadcast_shapes(*shapes)).numel()
-        elif len(shapes) > 1:
+        alone = not is_causal or (not shapes and query.shape[2] == key.shape[2])
+        shapes += [] if alone else [(query.shape[2], key.shape[2])]
+        if len(shapes) > 1 or not alone:
             built = torch.Size(torch.broadcast_shapes(*shapes)).numel()
     return AttentionCall(
         batch=query.shape[0],
@@ -147,11 +148,11 @@ def exporting() -> bool:
 
 def _on_cpu(call: AttentionCall) -> Route:
     half = call.dtype.itemsize == 2
-    emulated = half and compute_dtype(torch.device("cpu"), call.dtype) != call.dtype
+    emulated = half and processor.compute_dtype(torch.device("cpu"), call.dtype) != call.dtype
     refused: dict[RouteName, str] = {}
     if call.head_dim != call.value_dim:
         refused["padded"] = "computes with the padding: slower than tiles and plain products"
-    elif half and not call.transformed and (emulated or not has_half_kernel()):
+    elif half and not call.transformed and (emulated or not processor.has_half_kernel()):
         refused["fused"] = "torch's CPU kernel is slow where half precision is emulated"
     elif half and not call.transformed and call.grad:
         refused["fused"] = "torch's CPU kernel has a slow backward pass in half precision"
@@ -248,41 +249,3 @@ def padded_widths(call: AttentionCall) -> tuple[int, int]:
         return widest, widest
     step = width_step(call)
     return -(-call.head_dim // step) * step, -(-call.value_dim // step) * step
-
-
-def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision on CPUs without such instructions, where products are emulated.
-
-    float16 never pays: 40 to 100 times slower than float32 on the CPUs that torch knows.
-    """
-    if device.type != "cpu" or dtype.itemsize != 2:
-        return dtype
-    return torch.bfloat16 if dtype == torch.bfloat16 and _has_bfloat16() else torch.float32
-
-
-# What is constant in a program is asked outside of it.
-@torch.compiler.assume_constant_result
-def _has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
-        return torch.cpu._is_avx512_bf16_supported()
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-@torch.compiler.assume_constant_result
-def has_half_kernel() -> bool:
-    """Whether torch's CPU kernel is made for half precision here.
-
-    It fails on a processor with AMX where torch is told to do without AVX512
-    (``ATEN_CPU_CAPABILITY``).
-    """
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-@torch.compiler.assume_constant_result
-def has_amx() -> bool:
-    """Whether this CPU multiplies tiles of bfloat16 in one instruction."""
-    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
-        return torch.cpu._is_amx_tile_supported()
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

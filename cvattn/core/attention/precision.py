@@ -7,7 +7,7 @@ NaN. So scores and softmax are float32 at least. Weights are numbers in 0..1 and
 
 import torch
 
-from cvattn.core.attention.plan import compute_dtype
+from cvattn.core.attention.processor import compute_dtype
 
 
 def score_dtype(dtype: torch.dtype) -> torch.dtype:

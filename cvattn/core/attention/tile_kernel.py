@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cvattn.core.attention.plan import LEAST_FUSED_KEYS, has_amx, has_half_kernel
+from cvattn.core.attention import processor
+from cvattn.core.attention.plan import LEAST_FUSED_KEYS
 from cvattn.core.attention.precision import product_dtype
 from cvattn.core.attention.tile_weights import TileWeights
 from cvattn.core.attention.tiles import Terms, Tile
@@ -23,8 +24,8 @@ def takes(query: Tensor, key: Tensor, value: Tensor, terms: Terms, dropout_p: fl
     """
     return (
         query.device.type == "cpu"
-        and has_half_kernel()
-        and has_amx()
+        and processor.has_half_kernel()
+        and processor.has_amx()
         and product_dtype(query.device, query.dtype) == torch.bfloat16
         and key.shape[2] >= LEAST_FUSED_KEYS
         and query.shape[2] > 0

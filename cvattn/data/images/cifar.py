@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from cvattn.data import download
+from cvattn.data import download, remote
 from cvattn.data.checks import DataError, check_choice
 from cvattn.data.images import cifar_files as files
 from cvattn.data.images.augment import Augmentation, CropFlip
@@ -183,9 +183,9 @@ class CIFAR100Data(CIFARData):
     cifar = CIFAR100
 
 
-def promise(cifar: Cifar) -> tuple[download.Promise | None, str]:
+def promise(cifar: Cifar) -> tuple[remote.Promise | None, str]:
     """The fastest source that answers within a few seconds, and what was tried, in words."""
-    promises = download.probe(cifar.sources)
+    promises = remote.probe(cifar.sources)
     tried = "; ".join(
         f"{p.source.files[0].url}: {p.problem or f'about {p.seconds:.0f} s'}" for p in promises
     )

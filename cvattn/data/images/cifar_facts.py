@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cvattn.data import download
+from cvattn.data import remote
 
 PARQUETS = {"train": "train-00000-of-00001.parquet", "test": "test-00000-of-00001.parquet"}
 
@@ -40,7 +40,7 @@ class Cifar:
     val_size: int
     label_hashes: Mapping[str, str] | None
     official_pixels: str | None
-    sources: tuple[download.Source, ...]
+    sources: tuple[remote.Source, ...]
 
     @property
     def torchvision(self) -> Any:
@@ -80,20 +80,20 @@ CIFAR10 = Cifar(
     },
     official_pixels="da362006b99671213d1a5d856cab2bedf64d40bad4501630ee60f4ceb2d3ec7f",
     sources=(
-        download.Source(
+        remote.Source(
             "www.cs.toronto.edu",
             (
-                download.RemoteFile(
+                remote.RemoteFile(
                     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
                     "cifar-10-python.tar.gz",
                     170_498_071,
                 ),
             ),
         ),
-        download.Source(
+        remote.Source(
             "huggingface.co",
             tuple(
-                download.RemoteFile(
+                remote.RemoteFile(
                     f"https://huggingface.co/datasets/uoft-cs/cifar10/resolve/main/plain_text/{n}",
                     f"cifar10/plain_text/{n}",
                     size,
@@ -138,10 +138,10 @@ CIFAR100 = Cifar(
     label_hashes=None,
     official_pixels=None,
     sources=(
-        download.Source(
+        remote.Source(
             "www.cs.toronto.edu",
             (
-                download.RemoteFile(
+                remote.RemoteFile(
                     "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
                     "cifar-100-python.tar.gz",
                     169_001_437,

@@ -4,24 +4,22 @@ Damage is reported with the file's name and, where the format knows it, the plac
 """
 
 import hashlib
-import io
 import tarfile
 import tempfile
 import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cvattn.data import download
-from cvattn.data.cache import cached
 from cvattn.data.checks import DataError
 from cvattn.data.images.base import ImageSet
 from cvattn.data.images.cifar_facts import PARQUETS, Cifar
+from cvattn.data.images.cifar_parquet import check_labels, column_of, labels_of, read_parquets
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def problem(found: Found) -> tuple[Path, str] | None:
         if download.is_ours(path) and not download.is_as_downloaded(path):
             return path, "is no longer as it was downloaded"
         try:
-            _check_labels(found.cifar, split, path, _labels(found.cifar, path))
+            check_labels(found.cifar, split, path, labels_of(found.cifar, path))
         except DataError as error:
             return path, str(error).removeprefix(f"{path} ")
     return None
@@ -117,7 +115,7 @@ def read(found: Found) -> dict[str, ImageSet]:
         DataError: naming the damaged file.
     """
     if found.form == "parquet":
-        return _read_parquets(found)
+        return read_parquets(found.cifar, found.paths)
     if found.form == "folder":
         try:
             return _read_official(found.cifar, found.paths[0].parent)
@@ -141,7 +139,7 @@ def has_official_pixels(found: Found, test: Tensor) -> bool | None:
     if found.cifar.official_pixels is None:
         if found.form != "parquet":
             return True  # the official files, by their sums
-        first = _column(found.cifar, found.paths[1], "img")[0].as_py()["bytes"]
+        first = column_of(found.cifar, found.paths[1], "img")[0].as_py()["bytes"]
         return False if first.startswith(b"\xff\xd8") else None  # JPEG loses something
     pixels = test[:1000].permute(0, 2, 3, 1).contiguous().numpy()
     return hashlib.sha256(pixels.tobytes()).hexdigest() == found.cifar.official_pixels
@@ -164,92 +162,3 @@ def _read_official(cifar: Cifar, root: Path) -> dict[str, ImageSet]:
         images = torch.from_numpy(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)))
         sets[split] = ImageSet(images, torch.tensor(data.targets))
     return sets
-
-
-def _read_parquets(found: Found) -> dict[str, ImageSet]:
-    import PIL
-
-    cifar = found.cifar
-    files = dict(zip(PARQUETS, found.paths, strict=True))
-    labels = {split: _labels(cifar, path) for split, path in files.items()}
-    for split, path in files.items():
-        _check_labels(cifar, split, path, labels[split])
-
-    def make() -> dict[str, np.ndarray]:
-        return {split: _decode_parquet(cifar, path) for split, path in files.items()}
-
-    shapes = {split: (cifar.counts[split], 3, 32, 32) for split in files}
-    pixels, _ = cached(cifar.name, found.paths, f"Pillow {PIL.__version__}", shapes, make)
-    return {
-        split: ImageSet(torch.from_numpy(pixels[split]), torch.from_numpy(labels[split]))
-        for split in files
-    }
-
-
-def _decode_parquet(cifar: Cifar, path: Path) -> np.ndarray:
-    """All images of a parquet file, uint8 (N, 3, 32, 32)."""
-    column = _column(cifar, path, "img")
-    try:
-        encoded = column.combine_chunks().field("bytes").to_pylist()
-    except (KeyError, AttributeError) as error:
-        raise DataError(f"{path} has no image bytes in its column 'img': {column.type}") from error
-    pixels = np.empty((len(encoded), 32, 32, 3), dtype=np.uint8)
-    for row, data in enumerate(encoded):
-        pixels[row] = _decode(path, row, data)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-
-
-def _decode(path: Path, row: int, data: bytes | None) -> np.ndarray:
-    """Pixels of one encoded image, uint8 (32, 32, 3).
-
-    Pillow takes 70 microseconds for each, most of them in its Python part, so threads don't help;
-    torchvision's decoder is twice as fast, and about to be removed from it.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG")) as image:
-            size = image.size
-            # Through bytes: numpy's way into an image costs as much as the decoding.
-            pixels = (image.convert("RGB") if image.mode != "RGB" else image).tobytes()
-    except Exception as error:  # of damaged files decoders raise nearly anything
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{path} is damaged: image {row} cannot be decoded: {reason}") from error
-    if size != (32, 32):
-        raise DataError(f"{path}: image {row} has {size} pixels (W, H), expected (32, 32)")
-    return np.frombuffer(pixels, np.uint8).reshape(32, 32, 3)
-
-
-def _labels(cifar: Cifar, path: Path) -> np.ndarray:
-    # Copied: what Arrow hands out is read only, and torch wants to own its memory.
-    return np.asarray(_column(cifar, path, cifar.label_column)).astype(np.int64)
-
-
-def _check_labels(cifar: Cifar, split: str, path: Path, labels: np.ndarray) -> None:
-    count = cifar.counts[split]
-    if len(labels) != count:
-        raise DataError(f"{path} holds {len(labels)} images, expected {count}")
-    if cifar.label_hashes is not None:
-        found = hashlib.sha256(labels.astype(np.uint8).tobytes()).hexdigest()
-        if found != cifar.label_hashes[split]:
-            raise DataError(f"{path} holds other labels than {cifar.title}'s, or in another order")
-        return
-    classes = len(cifar.classes)
-    each = np.bincount(np.clip(labels, 0, classes), minlength=classes)
-    if each.tolist() != [count // classes] * classes:
-        raise DataError(
-            f"{path} holds other labels than {cifar.title}'s, which has {count // classes} images "
-            f"of each of {classes} classes"
-        )
-
-
-def _column(cifar: Cifar, path: Path, name: str) -> Any:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        if name not in parquet.read_schema(path).names:
-            raise DataError(f"{path} has no column {name!r}; is it {cifar.title}?")
-        return parquet.read_table(path, columns=[name]).column(name)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is truncated or damaged: {error}") from error

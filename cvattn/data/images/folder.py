@@ -1,29 +1,23 @@
 """A folder of images: ``train/``, ``test/`` and perhaps ``val/``, a folder for each class."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor
 
 from cvattn.data.checks import DataError, check_choice, check_int, check_number
-from cvattn.data.image_files import ImageError, cut, left_out, read_picture
+from cvattn.data.image_files import ImageError, cut, read_picture
 from cvattn.data.images.augment import Augmentation, CropFlip
-from cvattn.data.images.base import ImageDataModule, ImageSet, fill_colour
-from cvattn.data.images.folder_files import Part, part_of
+from cvattn.data.images.base import ImageDataModule, ImageSet, channel_statistics, fill_colour
+from cvattn.data.images.folder_files import check_known, for_validation, named, notes_of, part_of
 from cvattn.data.images.rand_augment import RandAugment, in_turn
 from cvattn.data.images.views import VIEWS
 from cvattn.data.info import DataInfo
 from cvattn.system import printable
-
-VAL_FRACTION = 0.1
-_MOST_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +148,11 @@ class FolderData(ImageDataModule):
             classes = tuple(parts["train"].classes)
             files: dict[str, list[tuple[Path, int]]] = {"train": [], "val": [], "test": []}
             for name, part in parts.items():
-                _check_known(classes, part, self.root / name)
+                check_known(classes, part, self.root / name)
                 for each, paths in part.classes.items():
                     chosen = set()
                     if name == "train" and "val" not in parts:
-                        chosen = _for_validation(paths, self.root / name / each)
+                        chosen = for_validation(paths, self.root / name / each)
                     for path in paths:
                         split = "val" if path in chosen else name
                         files[split].append((path, classes.index(each)))
@@ -168,7 +162,7 @@ class FolderData(ImageDataModule):
                     "with 2 images or more a tenth is taken for it, and no class has 2; add "
                     f"images, or a folder {self.root / 'val'}"
                 )
-            self._listing = _Listing(classes, files, tuple(_notes(classes, parts)))
+            self._listing = _Listing(classes, files, tuple(notes_of(classes, parts)))
         return self._listing
 
     def _read(self) -> tuple[Mapping[str, ImageSet], DataInfo]:
@@ -183,7 +177,7 @@ class FolderData(ImageDataModule):
             lost = {label for _, label in listing.files[name]} - set(part.labels.tolist())
             # Some classes may have nothing to validate with; elsewhere what is there is needed.
             if lost and (name != "val" or not len(part.labels)):
-                names = _named([listing.classes[label] for label in sorted(lost)])
+                names = named([listing.classes[label] for label in sorted(lost)])
                 raise DataError(f"{name}: no readable image of {names} in {self.root}")
         mean, std = self._mean, self._std
         if not mean:
@@ -238,58 +232,3 @@ class FolderData(ImageDataModule):
                 f"machine has {memory / 2**30:.1f} GiB: images are held in memory; choose a "
                 "smaller data.image_size"
             )
-
-
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 (N, C, H, W), of pixels scaled to 0..1.
-
-    Exact, from histograms. A channel of one value gets the smallest step, 1/255, as its std.
-    """
-    mean, std = [], []
-    level = torch.arange(256, dtype=torch.float64) / 255
-    for channel in range(images.shape[1]):
-        # One image at a time: a whole channel as int64 would need eight times the memory.
-        counts = sum(
-            (image.flatten().bincount(minlength=256) for image in images[:, channel]),
-            start=torch.zeros(256, dtype=torch.int64),
-        ).double()
-        share = counts / counts.sum()
-        mean.append(float((share * level).sum()))
-        std.append(max(float((share * (level - mean[-1]) ** 2).sum().sqrt()), 1 / 255))
-    return tuple(mean), tuple(std)
-
-
-def _for_validation(paths: Sequence[Path], folder: Path) -> set[Path]:
-    def key(path: Path) -> bytes:
-        name = path.relative_to(folder.parent).as_posix()
-        return hashlib.sha256(os.fsencode(name)).digest()
-
-    count = int(np.ceil(len(paths) * VAL_FRACTION)) if len(paths) > 1 else 0
-    return set(sorted(paths, key=key)[:count])
-
-
-def _check_known(train: Sequence[str], part: Part, folder: Path) -> None:
-    extra = sorted(set(part.classes) - set(train))
-    if extra:
-        missing = sorted(set(train) - set(part.classes))
-        lacks = f"lacks {_named(missing)} and " if missing else ""
-        raise DataError(
-            f"{folder} {lacks}has {_named(extra)}, which train/ has not: the classes are those of "
-            "train/"
-        )
-
-
-def _notes(classes: Sequence[str], parts: Mapping[str, Part]) -> list[str]:
-    """What is missing and what is passed over, for people."""
-    notes = []
-    for name, part in parts.items():
-        if missing := [each for each in classes if each not in part.classes]:
-            notes.append(f"{name}/ has no images of {_named(missing)}")
-    if left := [path for part in parts.values() for path in part.left]:
-        notes.append(left_out(left))
-    return notes
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(map(printable, names[:_MOST_NAMED])) + more

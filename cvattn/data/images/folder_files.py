@@ -1,11 +1,19 @@
 """A folder of class folders: which classes there are, and the image files of each."""
 
 import difflib
+import hashlib
+import math
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from cvattn.data.checks import DataError
 from cvattn.data.image_files import SUFFIXES, image_files, is_hidden, left_out
+from cvattn.system import printable
+
+VAL_FRACTION = 0.1
+_MOST_NAMED = 5
 
 
 class Part(NamedTuple):
@@ -80,3 +88,43 @@ def _fail_for_missing(root: Path, name: str) -> None:
         f"{root / name} is missing; expected train/ and test/ in {root}, with a folder of images "
         f"for each class; there are: {', '.join(there[:10]) or 'no folders'}{hint}"
     )
+
+
+def for_validation(paths: Sequence[Path], folder: Path) -> set[Path]:
+    """The share of a class that is held out: by a hash of the names, the same everywhere."""
+
+    def key(path: Path) -> bytes:
+        name = path.relative_to(folder.parent).as_posix()
+        return hashlib.sha256(os.fsencode(name)).digest()
+
+    count = math.ceil(len(paths) * VAL_FRACTION) if len(paths) > 1 else 0
+    return set(sorted(paths, key=key)[:count])
+
+
+def check_known(train: Sequence[str], part: Part, folder: Path) -> None:
+    """Raise DataError if a part has classes that ``train/`` has not."""
+    extra = sorted(set(part.classes) - set(train))
+    if extra:
+        missing = sorted(set(train) - set(part.classes))
+        lacks = f"lacks {named(missing)} and " if missing else ""
+        raise DataError(
+            f"{folder} {lacks}has {named(extra)}, which train/ has not: the classes are those of "
+            "train/"
+        )
+
+
+def notes_of(classes: Sequence[str], parts: Mapping[str, Part]) -> list[str]:
+    """What is missing and what is passed over, for people."""
+    notes = []
+    for name, part in parts.items():
+        if missing := [each for each in classes if each not in part.classes]:
+            notes.append(f"{name}/ has no images of {named(missing)}")
+    if left := [path for part in parts.values() for path in part.left]:
+        notes.append(left_out(left))
+    return notes
+
+
+def named(names: Sequence[str]) -> str:
+    """Some of the names, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(map(printable, names[:_MOST_NAMED])) + more

@@ -158,8 +158,7 @@ def _on_cpu(call: AttentionCall) -> Route:
         refused["fused"] = "torch's CPU kernel has a slow backward pass in half precision"
     elif call.built_mask * call.dtype.itemsize > SCORES_BOUND:
         refused["fused"] = _BUILT
-    unable = why_impossible("fused", call)
-    if unable is not None:
+    if (unable := why_impossible("fused", call)) is not None:
         refused["fused"] = unable
     if not refused:
         return Route("fused", "torch's CPU kernel takes equal widths", refused)

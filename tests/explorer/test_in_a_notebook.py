@@ -1,0 +1,49 @@
+"""What a notebook shows, in a real browser: the page in a frame of its own."""
+
+import shutil
+
+import pytest
+
+from cvattn import explore
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("chromedriver") is None or shutil.which("chromium") is None,
+        reason="needs Debian's chromium and chromium-driver",
+    ),
+]
+
+
+@pytest.fixture
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+    )
+    yield driver
+    driver.quit()
+
+
+def test_the_frame_of_a_notebook_holds_a_page_that_works(browser, tmp_path):
+    page = explore("vit-digits", count=3)
+    outer = tmp_path / "notebook.html"
+    style = "<style>h1 { display: none }</style>"  # the notebook's own styles stay outside
+    outer.write_text(f"<!doctype html>{style}<p>In [1]:</p>{page._repr_html_()}", encoding="utf-8")
+    browser.get(outer.as_uri())
+    frame = browser.find_element("tag name", "iframe")
+    assert frame.get_attribute("title") == "What VisionTransformer looks at"
+    browser.switch_to.frame(frame)
+    browser.execute_async_script("explorer.ready.then(arguments[0])")
+    assert browser.find_element("id", "title").is_displayed()
+    heat = browser.execute_script("return [...explorer.heat().values]")
+    assert max(heat) > min(heat) >= 0
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    browser.switch_to.default_content()
+    browser.save_screenshot(str(tmp_path / "notebook.png"))

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from cvattn.core.modes import in_eval_mode
+
 
 class Call(NamedTuple):
     """The inputs of one pass."""
@@ -83,7 +85,7 @@ def run(model: nn.Module, call: Call, layers: Mapping[str, nn.Module]) -> Run:
     ]
     result, failure = None, None
     try:
-        with torch.no_grad(), _in_eval_mode(model), _with_random_state_kept(model):
+        with torch.no_grad(), in_eval_mode(model), _with_random_state_kept(model):
             result = copied(model(*copied(call.args), **copied(call.kwargs)))
     except Exception as error:  # models complain in many ways
         failure = error
@@ -120,18 +122,6 @@ def _shapes(tree: Any) -> str:
     if isinstance(tree, (list, tuple)):
         return f"[{', '.join(map(_shapes, tree))}]"
     return type(tree).__name__
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Batch norms keep their statistics; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import cvattn
+from cvattn.core.modes import in_eval_mode
 from cvattn.cost import count_parameters
 from cvattn.data.image_files import ImageError
 from cvattn.explorer.content import Content
@@ -67,18 +68,16 @@ def explore(
         ValueError: the network has no attention blocks, none of that name, or none on a grid.
         MemoryError: as in :func:`cvattn.capture_attention`.
     """
+    if images is None and not (names is None and labels is None):
+        raise ValueError("names and labels are of images that are given; there are none")
     if count < 1:
         raise ValueError(f"count={count} must be at least 1")
     network = model if isinstance(model, nn.Module) else open_network(model)
     source = type(network).__name__ if isinstance(model, nn.Module) else str(model)
     if not attention_modules(network):
         raise ValueError(f"{source}: the network has no attention to look at")
-    training = network.training
-    network.eval()
-    try:
+    with in_eval_mode(network):
         content = _content(network, source, images, names, labels, layers, count)
-    finally:
-        network.train(training)
     pictures = content.pictures
     facts = (
         *(() if isinstance(model, nn.Module) else (source,)),
@@ -106,9 +105,12 @@ def _content(
         raise InferenceError(
             f"images of shape {tuple(tensor.shape)}: expected (B, C, H, W), one image at least"
         )
+    known = hasattr(network, "meta")
     if tensor is not None and tensor.is_floating_point():
-        return of_tensors(network, tensor, _captions(len(tensor), names, labels), layers)
-    if not hasattr(network, "meta"):
+        classifier = as_classifier(network, source) if known else None
+        captions = _captions(len(tensor), names, labels)
+        return of_tensors(network, classifier, tensor, captions, layers)
+    if not known:
         raise InferenceError(
             f"a {source} does not say how its images are normalised: give images as it takes them, "
             f"float (B, C, H, W), not {_kind(images)}"
@@ -128,7 +130,9 @@ def _content(
     else:
         found = [(path, pixels) for path, (pixels, _) in _read(images, classifier.read)]
         pixels = np.stack([pixels for _, pixels in found])
-        captions = _captions(len(found), names or [path.name for path, _ in found], labels)
+        captions = _captions(
+            len(found), [path.name for path, _ in found] if names is None else names, labels
+        )
     if pixels.dtype != np.uint8:
         raise InferenceError(f"images of {pixels.dtype}: expected pixels as uint8, or float")
     return of_pixels(classifier, pixels, captions, layers)
@@ -154,7 +158,9 @@ def _lines(
             raise InferenceError(
                 f"a line of {line.dtype} {line.shape}: expected uint8 ({reader.height}, width)"
             )
-    captions = _captions(len(lines), names or [name for name, _ in lines], labels)
+    captions = _captions(
+        len(lines), [name for name, _ in lines] if names is None else names, labels
+    )
     return [
         (caption["name"], line, caption["label"])
         for caption, (_, line) in zip(captions, lines, strict=True)
@@ -184,8 +190,8 @@ def _captions(
             raise InferenceError(f"{len(given)} {what} for {count} images")
     return [
         {
-            "name": str(names[index]) if names else f"image {index}",
-            "label": str(labels[index]) if labels else None,
+            "name": f"image {index}" if names is None else str(names[index]),
+            "label": None if labels is None else str(labels[index]),
         }
         for index in range(count)
     ]

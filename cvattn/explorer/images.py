@@ -11,6 +11,7 @@ from cvattn.core.devices import device_of
 from cvattn.explorer.content import Content
 from cvattn.explorer.weights import collect
 from cvattn.inference import Classifier
+from cvattn.inference.classifier import Guesses, likeliest_of
 
 _TOP = 3
 
@@ -35,31 +36,32 @@ def of_pixels(
 
 def of_tensors(
     network: nn.Module,
+    classifier: Classifier | None,
     images: Tensor,
     captions: list[dict[str, Any]],
     layers: Sequence[str] | None,
 ) -> Content:
-    """Of images (B, C, H, W) as a network takes them that says nothing of itself.
+    """Of images (B, C, H, W) as the network takes them.
 
-    Logits (B, classes) are told by their number. An image is shown from its lowest value, black, to
-    its highest; with other than 1 or 3 channels the mean of them.
+    Of a network that says nothing of itself, logits (B, classes) are told by their number, and an
+    image is shown from its lowest value, black, to its highest; with other than 1 or 3 channels the
+    mean of them.
 
     Raises:
+        NotFiniteError: the network is of no use, or the images are not finite.
         ValueError, MemoryError: as in :func:`collect`.
     """
     images = images.to(device_of(network))
     with torch.inference_mode():
         answer = network(images)
-    guesses: list[list[tuple[str, float]]] = [[] for _ in captions]
+    guesses: list[Guesses] = [[] for _ in captions]
     if isinstance(answer, Tensor) and answer.ndim == 2 and answer.is_floating_point():
-        best = answer.cpu().double().softmax(-1).topk(min(_TOP, answer.shape[1]))
-        guesses = [
-            [(f"output {i}", p) for p, i in zip(ps, at, strict=True)]
-            for ps, at in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        numbers = [f"output {index}" for index in range(answer.shape[1])]
+        guesses = likeliest_of(answer, classifier.outputs if classifier else numbers, _TOP)
+    pictures = classifier.pixels(images) if classifier else _pictures(images)
     for caption, likeliest in zip(captions, guesses, strict=True):
         caption["guesses"] = likeliest
-    return Content(collect(network, images, layers), _pictures(images), captions)
+    return Content(collect(network, images, layers), pictures, captions)
 
 
 def _pictures(images: Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
 """An image classifier and what it needs to be used."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +45,12 @@ class Classifier:
         images = (torch.from_numpy(pixels).float() / 255 - mean) / std
         return images.to(device_of(self.network))
 
+    def pixels(self, images: Tensor) -> np.ndarray:
+        """What the network takes -> uint8 (B, H, W, C), as one looks at them."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        scaled = ((images.detach().cpu().float() * std + mean) * 255).round().clamp(0, 255)
+        return scaled.to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
     def read(self, path: str | os.PathLike[str]) -> tuple[np.ndarray, str]:
         """A file's pixels as in training, uint8 (C, H, W); its "W x H" if it was squeezed, or "".
 
@@ -71,17 +77,22 @@ class Classifier:
             NotFiniteError: the network is of no use.
         """
         with torch.inference_mode():
-            return self.named(self.network(self.normalise(pixels)), top)
+            return likeliest_of(self.network(self.normalise(pixels)), self.outputs, top)
 
-    def named(self, logits: Tensor, top: int = 3) -> list[Guesses]:
-        """Logits (B, outputs) -> as :meth:`predict`."""
-        if not logits.isfinite().all():
-            raise NotFiniteError
-        best = logits.cpu().double().softmax(-1).topk(min(top, logits.shape[1]))
-        return [
-            [(self.outputs[i], p) for p, i in zip(ps, at, strict=True)]
-            for ps, at in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+
+def likeliest_of(logits: Tensor, outputs: Sequence[str], top: int) -> list[Guesses]:
+    """Logits (B, outputs) -> for each image the ``top`` outputs with their probabilities.
+
+    Raises:
+        NotFiniteError: a logit is NaN or infinite.
+    """
+    if not logits.isfinite().all():
+        raise NotFiniteError
+    best = logits.cpu().double().softmax(-1).topk(min(top, logits.shape[1]))
+    return [
+        [(outputs[i], p) for p, i in zip(ps, at, strict=True)]
+        for ps, at in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
 
 
 def open_classifier(path: str | os.PathLike[str], device: str = "cpu") -> Classifier:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from cvattn.core.modes import in_eval_mode
+
 _SIZE = (64, 96)  # of the image that is passed through
 _EARLY = 4  # layers see this part of the image's side or more where they are changed
 
@@ -61,16 +63,15 @@ def _sides(cnn: nn.Module, example: Tensor) -> dict[str, tuple[int, int]]:
         for name, layer in cnn.named_modules()
         if not list(layer.children())
     ]
-    training = cnn.training
     try:
-        cnn.eval()(example)
+        with in_eval_mode(cnn):
+            cnn(example)
     except Exception as error:  # networks complain about sizes in many ways
         raise ValueError(
             f"{type(cnn).__name__} cannot have a stem for small images: it does not take one of "
             f"{_SIZE} ({error})"
         ) from error
     finally:
-        cnn.train(training)
         for handle in handles:
             handle.remove()
     return found

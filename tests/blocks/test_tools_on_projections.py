@@ -164,8 +164,10 @@ def test_tools_act_on_every_convolution(tool):
         for made in (ours, theirs):
             with torch.no_grad():
                 for parameter in made.parameters():
-                    if parameter.grad is not None:
-                        parameter -= 0.01 * parameter.grad
+                    if (
+                        parameter.grad is not None
+                    ):  # small steps: a softmax of 0 and 1 learns nothing
+                        parameter -= 0.01 * parameter.grad / (1 + parameter.grad.abs().max())
 
 
 def test_lora_merges_into_what_it_was():
@@ -185,7 +187,10 @@ def test_lora_merges_into_what_it_was():
 @pytest.mark.parametrize("make", [older("spectral_norm"), newer("spectral_norm")])
 def test_the_weight_in_use_is_the_normalised_one(make):
     ours = block()
-    ours.proj.weight.data.mul_(9.0)
+    # Its two largest singular values apart, or power iteration takes its time.
+    left, values, right = torch.linalg.svd(9.0 * ours.proj.weight.data.flatten(1), False)
+    values[0] *= 1.5
+    ours.proj.weight.data = (left * values @ right).view_as(ours.proj.weight)
     make(ours)
     seen = []
     ours.proj.register_forward_hook(lambda layer, _, __: seen.append(layer.weight.detach()))

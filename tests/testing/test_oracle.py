@@ -88,6 +88,7 @@ def test_what_is_hidden_is_never_touched():
 def test_a_row_without_keys_is_zero_with_finite_gradients():
     qkv = make_qkv(requires_grad=True)
     mask = make_mask(BATCH, 1, LENGTH, SIZE)
+    mask[..., -1] = True  # beside the first key: of one alone the weight is 1, and its slope 0
     mask[1, :, 3] = False
     bias = torch.zeros(BATCH, 1, LENGTH, SIZE).masked_fill(~mask, -math.inf)
     for terms in ({"attn_mask": mask}, {"attn_bias": bias}):

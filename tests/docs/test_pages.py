@@ -62,7 +62,7 @@ def test_commands_exist(page, monkeypatch, tmp_path):
             assert Path(program).name in KNOWN, words
 
 
-KNOWN = {"python", "python3", "pip", "pre-commit"}
+KNOWN = {"python", "python3", "pip", "pre-commit", "source"}
 
 
 def check_training(words):

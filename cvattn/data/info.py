@@ -24,7 +24,6 @@ class Facts:
             question has no meaning or is not answered yet.
         fingerprint: the first 16 hex digits of the sha256 of the test part; "" before setup.
         unit: what a sample is called; its plural has an s.
-        commands: of ``python -m cvattn`` that take a network trained on it; {} is its checkpoint.
     """
 
     name: str
@@ -36,7 +35,6 @@ class Facts:
     fingerprint: str = ""
 
     unit: ClassVar[str]
-    commands: ClassVar[tuple[str, ...]]
 
     @property
     def label(self) -> str:
@@ -88,7 +86,6 @@ class DataInfo(Facts):
     std: tuple[float, ...]
 
     unit: ClassVar[str] = "image"
-    commands: ClassVar[tuple[str, ...]] = ("evaluate {}", "predict {} IMAGE...", "explore {}")
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -129,7 +126,6 @@ class StringInfo(Facts):
     max_length: int
 
     unit: ClassVar[str] = "string"
-    commands: ClassVar[tuple[str, ...]] = ()
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -175,7 +171,6 @@ class LineInfo(Facts):
     std: tuple[float, ...]
 
     unit: ClassVar[str] = "line"
-    commands: ClassVar[tuple[str, ...]] = ("predict {} LINE.png", "explore {}")
 
     @property
     def size(self) -> tuple[int, ...]:

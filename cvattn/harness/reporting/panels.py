@@ -14,6 +14,13 @@ from cvattn.harness.config.paths import continue_command, short
 from cvattn.harness.provenance import machine, versions
 from cvattn.maps import attention_modules
 
+# Commands that take a network, by what it was trained on; {} is its checkpoint.
+_NEXT = {
+    "image": ("evaluate {}", "predict {} IMAGE...", "explore {}"),
+    "line": ("predict {} LINE.png", "explore {}"),
+    "string": (),
+}
+
 
 def show_start(console: Console, run: Run, trainer: pl.Trainer) -> None:
     """One short panel."""
@@ -80,7 +87,7 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
         looks = bool(attention_modules(run.network))
         commands = [
             f"python -m cvattn {command.format(path)}"
-            for command in run.info.commands
+            for command in _NEXT.get(run.info.unit, ())
             if looks or not command.startswith("explore")
         ]
         # More of what ended it.

@@ -76,12 +76,7 @@ def test_the_source_archive_carries_what_its_tests_need(tmp_path):
     with tarfile.open(archive) as tar:
         tar.extractall(tmp_path, filter="data")
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
-    some = [
-        "tests/test_import.py",
-        "tests/docs",
-        "tests/cli/test_main.py",
-        "tests/core/test_masks.py",
-    ]
+    some = ["test_import.py", "docs", "cli/test_main.py", "core/test_masks.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"]
         + [f"tests/{each}" for each in some],

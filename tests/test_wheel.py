@@ -62,6 +62,7 @@ def test_the_wheel_carries_the_library_its_commands_and_the_configuration(tmp_pa
     trained = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     assert (tmp_path / "run" / "summary.json").is_file()
+    assert "python -m cvattn train ckpt_path=run/checkpoints/last.ckpt" in trained.stdout
     assert (
         subprocess.run([*command, "model=vti"], cwd=tmp_path, capture_output=True).returncode == 2
     )

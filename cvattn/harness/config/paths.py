@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,4 +37,6 @@ def holds_a_run(folder: Path) -> bool:
 
 def continue_command(last: Path) -> str:
     """What to paste into a shell to train on from a checkpoint."""
-    return f"python train.py {shlex.quote(assigned('ckpt_path', short(last)))}"
+    anywhere = Path(sys.argv[0]).name == "main.py"  # by `cvattn train`
+    program = "python -m cvattn train" if anywhere else "python train.py"
+    return f"{program} {shlex.quote(assigned('ckpt_path', short(last)))}"

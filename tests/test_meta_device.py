@@ -245,7 +245,10 @@ def test_tied_weights_stay_tied():
 def test_inserted_on_meta_and_filled_from_before(make, block, assign):
     plain = make(num_classes=5).eval()
     after = ["layer3", "layer2.1"] if hasattr(plain, "layer3") else ["s3", "s2.b1"]
-    later = on_meta(partial(make, num_classes=5)).eval()
+    try:
+        later = on_meta(partial(make, num_classes=5)).eval()
+    except NotImplementedError as error:  # timm's RegNet with torch 2.10
+        pytest.skip(f"this torch makes no such network on the meta device: {error}")
     insert_attention(later, after=after, block=block)
     assert all(parameter.is_meta for parameter in later.parameters())
     if not assign:

@@ -124,7 +124,8 @@ def test_a_file_that_gives_other_logits_is_not_kept(vit_7x13, tmp_path, capsys, 
         return lambda images: logits(images) + 2e-3 * (len(images) == 5)
 
     monkeypatch.setitem(export.FORMATS, "torchexport", form._replace(open=open_wrongly))
-    assert main(["export", str(path), "--to", "torchexport", "-o", str(target)]) == 1
+    command = ["export", str(path), "--to", "torchexport", "-o", str(target), "--fixed-size"]
+    assert main(command) == 1
     assert "other logits than the network: off by" in capsys.readouterr().err
     assert target.read_text() == "of another day"
     assert [each.name for each in tmp_path.iterdir()] == ["vit.pt2"]
@@ -141,7 +142,8 @@ def test_the_file_is_compared_with_the_network_itself(sagan, tmp_path, capsys, m
         return plain
 
     monkeypatch.setattr(export, "_plain", wrongly)
-    assert main(["export", str(path), "--to", "torchexport", "-o", str(target)]) == 1
+    command = ["export", str(path), "--to", "torchexport", "-o", str(target), "--fixed-size"]
+    assert main(command) == 1
     assert "other logits than the network: off by" in capsys.readouterr().err
     assert not target.exists()
 

@@ -50,6 +50,9 @@ def test_operations_are_counted():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch says that kernels are replaced
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.10."), reason="torch 2.10 crashes where a library is made anew"
+)
 def test_modules_can_be_loaded_anew():
     """As notebooks do with %autoreload; torch refuses to define an operator twice."""
     for module in (tiled, tiled_second, tiled_tangent):

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import get_args
+from typing import Any, get_args
+
+import torch
 
 from cvattn.core.attention.plan import AttentionCall, Route, RouteName, choose_route, why_impossible
 
@@ -12,6 +14,9 @@ Record = list[tuple[AttentionCall, Route]]
 # Of this thread and task alone.
 _ASKED: ContextVar[RouteName | None] = ContextVar("_ASKED", default=None)
 _RECORDS: ContextVar[tuple[Record, ...]] = ContextVar("_RECORDS", default=())
+# Compilers that follow no ContextVar (torch 2.10's) read what was opened last, in any thread.
+_FOLLOWED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+_LAST: dict[str, Any] = {"asked": None, "records": ()}
 
 
 @contextmanager
@@ -25,7 +30,8 @@ def use_route(name: RouteName) -> Iterator[None]:
             penalty = gradient_penalty(discriminator, images)
 
     Blocks may be nested; the innermost one counts. It counts in the thread (and asyncio task) that
-    opened it. A function under ``torch.compile`` called inside the block is compiled for it; the
+    opened it (before torch 2.14, what is compiled follows the block that was opened last in any
+    thread). A function under ``torch.compile`` called inside the block is compiled for it; the
     block itself cannot be opened in a compiled function.
 
     Args:
@@ -37,11 +43,8 @@ def use_route(name: RouteName) -> Iterator[None]:
     """
     if name not in get_args(RouteName):
         raise ValueError(f"route {name!r} is none of: {', '.join(get_args(RouteName))}")
-    token = _ASKED.set(name)
-    try:
+    with _opened(_ASKED, "asked", name):
         yield
-    finally:
-        _ASKED.reset(token)
 
 
 @contextmanager
@@ -51,18 +54,27 @@ def record_routes() -> Iterator[Record]:
     Calls of other threads are not collected.
     """
     record: Record = []
-    token = _RECORDS.set((*_RECORDS.get(), record))
-    try:
+    with _opened(_RECORDS, "records", (*_RECORDS.get(), record)):
         yield record
+
+
+@contextmanager
+def _opened(variable: ContextVar[Any], key: str, value: Any) -> Iterator[None]:
+    token, before = variable.set(value), _LAST[key]
+    _LAST[key] = value
+    try:
+        yield
     finally:
-        _RECORDS.reset(token)
+        _LAST[key] = before
+        variable.reset(token)
 
 
 def take_route(call: AttentionCall) -> Route:
     """The route that was asked for, else the one that the plan chooses; told to open records."""
-    name = _ASKED.get()
+    followed = _FOLLOWED or not torch.compiler.is_compiling()
+    name = _ASKED.get() if followed else _LAST["asked"]
     route = choose_route(call) if name is None else _asked_route(name, call)
-    for record in _RECORDS.get():
+    for record in _RECORDS.get() if followed else _LAST["records"]:
         record.append((call, route))
     return route
 

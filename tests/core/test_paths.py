@@ -168,7 +168,7 @@ def check(call, on_route, dtype):
 
 
 def check_not_finite(call, on_route, data):
-    """One entry of a key or value becomes NaN: who sees it becomes NaN, the others stay equal."""
+    """One entry of a key or value becomes NaN: who sees it becomes NaN, the others stay as they are."""
     batch, heads, _, size = call.allowed.shape
     b, h, j = (data.draw(st.integers(0, n - 1)) for n in (batch, heads, size))
     which = data.draw(st.sampled_from((1, 2)))
@@ -181,7 +181,9 @@ def check_not_finite(call, on_route, data):
             continue  # the plan sends one NaN alone elsewhere: test_nothing_but_nan_is_nan
         clean = on_route(route, call.tensors, call.terms)
         found = on_route(route, spoilt, call.terms)
-        assert torch.equal(found[~sees], clean[~sees]), route
+        # Equal but for rounding: what is finite lies elsewhere in memory, so sums differ in order.
+        bound = ROUNDING * max(1.0, clean.abs().max().item())
+        assert (found[~sees] - clean[~sees]).abs().le(bound).all(), route
         assert found[sees].isnan().any(-1).all(), route
 
 

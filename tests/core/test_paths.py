@@ -168,7 +168,7 @@ def check(call, on_route, dtype):
 
 
 def check_not_finite(call, on_route, data):
-    """One entry of a key or value becomes NaN: who sees it becomes NaN, the others stay as they are."""
+    """One entry of a key or value becomes NaN: who sees it becomes NaN, the others stay."""
     batch, heads, _, size = call.allowed.shape
     b, h, j = (data.draw(st.integers(0, n - 1)) for n in (batch, heads, size))
     which = data.draw(st.sampled_from((1, 2)))

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cvattn.cli.arguments import find_images, parse_data, readable, say
 from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
 from cvattn.explorer import explore
-from cvattn.inference import as_classifier, as_line_reader, open_network
+from cvattn.inference import InferenceError, as_classifier, as_line_reader, open_network
 from cvattn.maps import attention_modules
 from cvattn.models import Reader
 
@@ -38,6 +38,8 @@ def run(arguments: Sequence[str]) -> int:
         raise CommandError(f"{settings[0]}: of readers, name images of lines instead")
     try:
         page = explore(network, **chosen, layers=args.layer, count=args.count)
+    except InferenceError:  # which has an exit code of its own
+        raise
     except (ValueError, MemoryError) as error:
         raise CommandError(str(error)) from error
     page = replace(page, facts=(shown(args.checkpoint), *page.facts))
@@ -63,7 +65,7 @@ def _from_files(
     else:
         classifier = as_classifier(network, checkpoint)
         found = [(path, pixels) for path, (pixels, _) in readable(files, classifier.read)]
-        images = _stacked([pixels for _, pixels in found])
+        images = torch.from_numpy(np.stack([pixels for _, pixels in found])) if found else None
     if not found:
         raise CommandError("none of the images could be read")
     return {"images": images, "names": [path.name for path, _ in found]}, len(found) < len(files)
@@ -81,10 +83,6 @@ def _from_data(
         say(note)
     pixels, names, labels = validation_images(classifier, data, count)
     return {"images": torch.from_numpy(pixels), "names": names, "labels": labels}
-
-
-def _stacked(pixels: Sequence[np.ndarray]) -> Tensor | None:
-    return torch.from_numpy(np.stack(pixels)) if pixels else None
 
 
 def _parser() -> Parser:

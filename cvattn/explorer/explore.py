@@ -105,7 +105,9 @@ def _content(
         raise InferenceError(
             f"images of shape {tuple(tensor.shape)}: expected (B, C, H, W), one image at least"
         )
-    known = hasattr(network, "meta")
+    # Of a network of ours from a checkpoint; others may have an attribute of that name.
+    meta = getattr(network, "meta", None)
+    known = isinstance(meta, dict) and {"classes", "mean", "std"} <= meta.keys()
     if tensor is not None and tensor.is_floating_point():
         classifier = as_classifier(network, source) if known else None
         captions = _captions(len(tensor), names, labels)

@@ -1,5 +1,6 @@
 """``cvattn explore``: the numbers in the page are those that capture_attention gives."""
 
+import copy
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ from pages import content, weights_in
 from PIL import Image
 from small_networks import SAGAN, VIT, write
 
+import cvattn
 from cvattn import SAGANClassifier, VisionTransformer, capture_attention
 from cvattn.cli import main
 from cvattn.explorer.weights import POSITIONS, choose_grids, coarser, collect
@@ -177,3 +179,15 @@ def test_a_network_without_attention(tmp_path, capsys):
     write(tmp_path / "plain.ckpt", SAGANClassifier, args, meta)
     assert main(["explore", f"{tmp_path}/plain.ckpt"]) == 2
     assert "no attention to look at" in capsys.readouterr().err
+
+
+def test_a_network_that_has_diverged_ends_with_1(vit_7x13, pictures, tmp_path, capsys):
+    network = vit_7x13[1]
+    entry = cvattn.checkpoint.read(vit_7x13[0])["cvattn"]
+    broken = copy.deepcopy(network)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(float("nan"))
+    path = tmp_path / "broken.ckpt"
+    cvattn.checkpoint.save(path, broken, args=entry["args"], meta=entry["meta"])
+    assert main(["explore", str(path), str(pictures / "a.png"), "-o", f"{tmp_path}/p.html"]) == 1
+    assert "not finite" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """The explorer's page in a real browser: Chromium without a window, driven by Selenium."""
 
-import shutil
-
+import chromium
 import numpy as np
 import pytest
 import torch
@@ -12,30 +11,18 @@ from cvattn import VisionTransformer, capture_attention
 from cvattn.cli import main
 from cvattn.data import DigitsData
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
+pytest.importorskip("selenium", reason="selenium is not installed")
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("chromedriver") is None or shutil.which("chromium") is None,
-        reason="needs Debian's chromium and chromium-driver",
-    ),
-]
+pytestmark = chromium.MARKS
 LAYERS = ["encoder.layers.0.self_attn", "encoder.layers.1.self_attn"]
 
 
 @pytest.fixture(scope="module")
 def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1200,1000"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    driver = webdriver.Chrome(options=options, service=service)
+    driver = chromium.start(1200, 1000)
     yield driver
     driver.quit()
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cvattn import MultiHeadAttention, SelfAttention2d, capture_attention
 from cvattn.core import attention, attention_weights, use_route
-from cvattn.core.attention import Route, reference_attention, routing, tiles
+from cvattn.core.attention import Route, reference_attention, routing, tile_kernel, tiles
 from cvattn.core.attention import processor as this_processor
 from cvattn.maps import attention_heat, attention_rollout
 
@@ -270,3 +270,12 @@ def test_rollout_loses_nothing_from_layer_to_layer(dtype):
     assert found.dtype == torch.float32
     assert (found.sum(-1) - 1).abs().max() < 12 * torch.finfo(torch.float32).eps
     assert (found - exact).abs().max() < 12 * torch.finfo(torch.float32).eps * exact.max()
+
+
+@pytest.mark.parametrize(("amx", "kernel"), [(True, True), (False, True), (True, False)])
+def test_the_forward_tiles_take_torchs_kernel_on_amx_alone(amx, kernel, monkeypatch):
+    for name, able in (("has_bfloat16", True), ("has_amx", amx), ("has_half_kernel", kernel)):
+        monkeypatch.setattr(this_processor, name, lambda able=able: able)
+    query, key = torch.randn(1, 2, 5, 8).bfloat16(), torch.randn(1, 2, 31, 8).bfloat16()
+    terms = tiles.Terms.of(query, key, None, None, False)
+    assert tile_kernel.takes(query, key, key, terms, 0.0) == (amx and kernel)

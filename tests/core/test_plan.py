@@ -90,6 +90,14 @@ def test_trap_06_on_cuda(given, route, widths):
         assert padded_widths(given) == widths
 
 
+def test_without_avx512_half_precision_leaves_the_fused_kernel(monkeypatch):
+    monkeypatch.setattr(processor, "has_bfloat16", lambda: True)
+    given = call(10_000, 64, 64, dtype=HALF, grad=False)
+    for able, route in ((True, "fused"), (False, "tiled")):
+        monkeypatch.setattr(processor, "has_half_kernel", lambda able=able: able)
+        assert choose_route(given).name == route
+
+
 def test_no_automatic_route_stores_more_scores_than_the_bound():
     for device in ("cpu", "cuda"):
         for length in (16, 64, 250, 1000, 4096, 65_536):

@@ -8,7 +8,7 @@ from oracles import assert_hides, assert_near
 
 from cvattn import SelfAttention2d
 from cvattn.core import MultiHeadAttention, attention, record_routes, use_route
-from cvattn.core.attention import reference_attention
+from cvattn.core.attention import reference_attention, routing
 
 ROUTES = ["fused", "padded", "tiled", "direct"]
 
@@ -83,7 +83,12 @@ def test_other_threads_keep_their_own():
     assert calls == []
 
 
-def test_a_compiled_function_is_compiled_for_it():
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_compiled_function_is_compiled_for_it(followed, monkeypatch):
+    """Also where the compiler follows no ContextVar, as before torch 2.14."""
+    if followed and not routing._FOLLOWED:
+        pytest.skip("this compiler follows no ContextVar")
+    monkeypatch.setattr(routing, "_FOLLOWED", followed)
     torch._dynamo.reset()
     module = MultiHeadAttention(12, 3)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

@@ -83,6 +83,11 @@ def test_links_and_pictures_are_there(page):
         assert made or (page.parent / f"{target}.md").exists(), target
 
 
+@pytest.mark.parametrize("notebook", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda p: p.name)
+def test_a_notebook_says_nothing_of_where_it_was_run(notebook):
+    assert "site-packages" not in notebook.read_text()
+
+
 def test_every_public_name_is_in_the_api():
     sys.path.insert(0, str(DOCS))
     try:

@@ -101,6 +101,12 @@ def test_the_same_images_as_files_pixels_and_floats(tmp_path):
         assert np.array_equal(page.content.pictures, pages[0].content.pictures)
 
 
+def test_a_network_with_a_meta_of_its_own_is_like_any_other():
+    network = Own()
+    network.meta = "mine"
+    assert len(explore(network, torch.randn(1, 5, 4, 6)).content.pictures) == 1
+
+
 def test_validation_images_of_its_own_data():
     told = content_of(explore("sagan-digits", count=2))
     assert [each["name"].rpartition(" ")[0] for each in told["images"]] == ["val image"] * 2

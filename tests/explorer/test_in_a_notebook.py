@@ -1,32 +1,16 @@
 """What a notebook shows, in a real browser: the page in a frame of its own."""
 
-import shutil
-
+import chromium
 import pytest
 
 from cvattn import explore
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("chromedriver") is None or shutil.which("chromium") is None,
-        reason="needs Debian's chromium and chromium-driver",
-    ),
-]
+pytestmark = chromium.MARKS
 
 
 @pytest.fixture
 def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1000,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(
-        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
-    )
+    driver = chromium.start(1000, 900)
     yield driver
     driver.quit()
 
@@ -45,5 +29,3 @@ def test_the_frame_of_a_notebook_holds_a_page_that_works(browser, tmp_path):
     heat = browser.execute_script("return [...explorer.heat().values]")
     assert max(heat) > min(heat) >= 0
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-    browser.switch_to.default_content()
-    browser.save_screenshot(str(tmp_path / "notebook.png"))

@@ -57,7 +57,7 @@ def check_config(cfg: DictConfig) -> None:
     """Raise ConfigError unless every ``_target_`` is of its kind and takes its values."""
     for key in cfg:
         if key not in TOP_LEVEL:
-            raise ConfigError(f"unknown key {key!r}{did_you_mean(str(key), TOP_LEVEL)}")
+            raise ConfigError(f"unknown key {key!r}{did_you_mean(str(key), sorted(TOP_LEVEL))}")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
     except InterpolationKeyError as error:

@@ -5,6 +5,7 @@ from typing import cast
 
 import pytorch_lightning as pl
 
+from cvattn.core.devices import device_of
 from cvattn.data import ImageDataModule
 from cvattn.data.sequences.base import SequenceDataModule
 from cvattn.harness.assemble import Run
@@ -42,7 +43,7 @@ def _(task: ClassificationTask, run: Run) -> None:
     images, labels, _ = data.example_images(5, split="test")
     draw_attention(
         run.network,
-        images.to(next(run.network.parameters()).device),
+        images.to(device_of(run.network)),
         labels.tolist(),
         data.describe().classes,
         run.folder / "attention.png",

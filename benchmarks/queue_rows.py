@@ -65,8 +65,8 @@ def accuracy_without_gamma(folder: Path) -> float:
     network = cvattn.load(folder / "checkpoints" / "last.ckpt")
     with torch.no_grad():
         for block in network.modules():
-            if isinstance(block, cvattn.SelfAttention2d):
-                block.gamma.zero_()
+            if isinstance(block, cvattn.blocks.MapAttention):
+                block.make_identity()
     data = instantiate(network.meta["config"]["data"])
     data.prepare_data()
     network = network.to(memory_format=torch.channels_last)

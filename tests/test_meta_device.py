@@ -16,6 +16,10 @@ from torch.nn.utils import parametrize
 
 import cvattn
 from cvattn import SelfAttention2d, insert_attention
+from cvattn.blocks import CrossAttention2d, MapAttention, SelfAttention1d, SelfAttention3d
+from cvattn.blocks.group_norm import MapGroupNorm
+from cvattn.blocks.local_attention2d import LocalAttention2d
+from cvattn.blocks.self_attention import SelfAttention
 from cvattn.core import Decoder, DecoderLayer, Encoder, EncoderLayer, MultiHeadAttention
 from cvattn.core.feed_forward import FeedForward
 from cvattn.core.initial_values import ComputedTable
@@ -37,7 +41,21 @@ SEQ = {"embed_dim": 24, "num_heads": 3, "ffn_dim": 40}
 
 # class -> its options, one dictionary for each case; the arguments; the inputs.
 CASES = {
-    SelfAttention2d: ([{}, {"gamma_init": 0.7}, {"num_heads": 3}, {"kv_pool": 2}], (24,), (MAP,)),
+    SelfAttention2d: (
+        [
+            {},
+            {"gamma_init": 0.7},
+            {"num_heads": 3},
+            {"kv_pool": 2},
+            {"gamma_init": None, "norm_groups": 3, "grid": (5, 7)},
+        ],
+        (24,),
+        (MAP,),
+    ),
+    SelfAttention1d: ([{"kv_pool": 2}], (24,), (MAP.flatten(2),)),
+    SelfAttention3d: ([{"norm_groups": 6}], (24,), (MAP[:, :, None],)),
+    CrossAttention2d: ([{}, {"norm_groups": 3, "gamma_init": None}], (24,), (MAP, TOKENS)),
+    MapGroupNorm: ([{}], (3, 24), (MAP,)),
     MultiHeadAttention: (
         [{}, {"bias": False}, {"add_bias_kv": True, "add_zero_attn": True}],
         (24, 3),
@@ -84,7 +102,7 @@ CASES = {
         (IMAGES,),
     ),
 }
-ABSTRACT = {ComputedTable, TokenDecoder}
+ABSTRACT = {ComputedTable, TokenDecoder, MapAttention, SelfAttention, LocalAttention2d}
 
 
 def _cases():
@@ -94,8 +112,15 @@ def _cases():
             yield pytest.param(
                 partial(kind, *args, **each, **more), inputs, id=f"{kind.__name__}-{number}"
             )
-    for name, args in {"biggan": {}, "biggan plain": {"spectral_norm": False}}.items():
-        yield pytest.param(partial(SelfAttention2d.biggan, 24, **args), (MAP,), id=name)
+    presets = {
+        "biggan": SelfAttention2d.biggan,
+        "biggan plain": partial(SelfAttention2d.biggan, spectral_norm=False),
+        "unet": partial(SelfAttention2d.unet, head_dim=8, groups=6),
+        "non_local": SelfAttention2d.non_local,
+        "non_local plain": partial(SelfAttention2d.non_local, batch_norm=False),
+    }
+    for name, preset in presets.items():
+        yield pytest.param(partial(preset, 24), (MAP,), id=name)
 
 
 every_module = pytest.mark.parametrize(("make", "inputs"), list(_cases()))

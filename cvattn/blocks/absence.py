@@ -4,7 +4,9 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from cvattn.blocks.map_attention import MapAttention
 
 
 class Absence:
@@ -34,11 +36,12 @@ class Absence:
             if local_metadata.get("assign_to_params_buffers"):
                 _leave_meta(block)
             _begin_anew(block, name)
-        gamma = getattr(block, "gamma", None)
-        if isinstance(gamma, Tensor) and not gamma.is_meta and bool((gamma != 0).any()):
+        on_meta = any(each.is_meta for each in block.parameters())
+        if isinstance(block, MapAttention) and not on_meta and not block.is_identity():
+            gamma = block.gamma
+            what = "its projection is not 0" if gamma is None else f"gamma {gamma.item():.3g}"
             warnings.warn(
-                f"the state has nothing for {name!r}: it keeps the values that it has (gamma "
-                f"{gamma.flatten()[0].item():.3g})",
+                f"the state has nothing for {name!r}: it keeps the values that it has ({what})",
                 stacklevel=2,
             )
         state_dict.update({prefix + key: value for key, value in block.state_dict().items()})

@@ -7,6 +7,7 @@ from torch.nn.utils import parametrize
 
 # Tensor: what torch.func puts in place of a parameter. FakeTensor: a trace sees what would run.
 _PARAMETERS = (nn.Parameter, Tensor, FakeTensor)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -19,7 +20,7 @@ def is_plain(layer: nn.Module) -> bool:
     (``torch.nn.utils.parametrize``) act wherever the weight is read.
     """
     return (
-        parametrize.type_before_parametrizations(layer) is nn.Conv2d
+        parametrize.type_before_parametrizations(layer) in _CONVOLUTIONS
         and "forward" not in vars(layer)
         and not any(getattr(layer, hooks) for hooks in _HOOKS)
         and not _has_any_global_hook()

@@ -4,10 +4,15 @@ Looking is no part of the pass: the output comes from the same operators, whoeve
 observer computes has a graph of its own, or none.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from cvattn.core.attention import attention_weights
+from cvattn.core.attention.reference import check_rows
+
+Terms = Mapping[str, Any]
 
 
 class Observed(NamedTuple):
@@ -17,16 +22,31 @@ class Observed(NamedTuple):
         query: (B, heads, L, E).
         key: (B, heads, S, E).
         terms: the rest of what :func:`cvattn.core.attention_weights` takes (mask, bias, causality,
-            scale).
+            scale); or, where a mask of all pairs would be large (local forms), a function that
+            gives them for query rows, (rows,) of indices or None for all.
         is_self: keys come from the tokens that ask, not from others.
         size: (H, W) of a feature map whose positions the queries are, row by row; None for tokens.
+        key_size: the same of the keys.
+        kv_pool: side of the square of positions that a key was pooled from.
     """
 
     query: Tensor
     key: Tensor
-    terms: Mapping[str, Any]
+    terms: Terms | Callable[[Tensor | None], Terms]
     is_self: bool = True
     size: tuple[int, int] | None = None
+    key_size: tuple[int, int] | None = None
+    kv_pool: int = 1
+
+    def weights(self, rows: Sequence[int] | Tensor | None = None) -> Tensor:
+        """The weights of that call, (B, heads, L or len(rows), S)."""
+        if not callable(self.terms):
+            return attention_weights(self.query, self.key, rows=rows, **self.terms)
+        query = self.query
+        if rows is not None:
+            rows = check_rows(rows, query.shape[2], query.device)
+            query = query.index_select(2, rows)
+        return attention_weights(query, self.key, **self.terms(rows))
 
 
 # A block calls each of its ``observers`` in every pass. cvattn.maps.capture_attention sets them.

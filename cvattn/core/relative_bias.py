@@ -47,20 +47,37 @@ class RelativeGridBias(nn.Module):
         """Names of parameters that are not to be decayed (also what timm's optimisers ask for)."""
         return {"table"}
 
-    def forward(self, grid: tuple[int, int]) -> Tensor:
-        """For tokens that lie on ``grid`` row by row."""
-        _, rows, columns = self.table.shape
-        row = _index(_offsets(grid[0], self.table.device), rows)
-        column = _index(_offsets(grid[1], self.table.device), columns)
-        bias = self.table[:, row[:, None, :, None], column[None, :, None, :]]
-        return bias.flatten(3).flatten(1, 2)
+    def forward(
+        self,
+        grid: tuple[int, int],
+        *,
+        rows: Tensor | None = None,
+        step: tuple[int, int] = (1, 1),
+    ) -> Tensor:
+        """For tokens that lie on ``grid`` row by row.
+
+        Args:
+            rows: the queries (token indices) whose bias is wanted; None = all.
+            step: an offset of so many rows and columns counts as one, as under dilation.
+        """
+        _, height, width = self.table.shape
+        if rows is None:
+            y, x = (torch.arange(size, device=self.table.device) for size in grid)
+            row = _index(_offsets(grid[0], y, step[0]), height)
+            column = _index(_offsets(grid[1], x, step[1]), width)
+            bias = self.table[:, row[:, None, :, None], column[None, :, None, :]]
+            return bias.flatten(3).flatten(1, 2)
+        row = _index(_offsets(grid[0], rows // grid[1], step[0]), height)
+        column = _index(_offsets(grid[1], rows % grid[1], step[1]), width)
+        return self.table[:, row[:, :, None], column[:, None, :]].flatten(2)
 
     @torch.no_grad()
     def resample(self, grid: tuple[int, int]) -> None:
         """Make it one for another (H, W), in place; the parameter stays the same object."""
         _, rows, columns = self.table.shape
-        row = _index(_offsets(2 * grid[0] - 1, self.table.device)[grid[0] - 1], rows)
-        column = _index(_offsets(2 * grid[1] - 1, self.table.device)[grid[1] - 1], columns)
+        middle = torch.tensor([side - 1 for side in grid], device=self.table.device)
+        row = _index(_offsets(2 * grid[0] - 1, middle[:1])[0], rows)
+        column = _index(_offsets(2 * grid[1] - 1, middle[1:])[0], columns)
         table = self.table.detach()[:, row[:, None], column]
         replace_values(self.table, table)
 
@@ -69,10 +86,10 @@ class RelativeGridBias(nn.Module):
         return f"{heads}, grid={(rows + 1) // 2, (columns + 1) // 2}"
 
 
-def _offsets(size: int, device: torch.device) -> Tensor:
-    """(queries, keys): how far the key is behind the query along one axis."""
-    index = torch.arange(size, device=device)
-    return index[None] - index[:, None]
+def _offsets(size: int, queries: Tensor, step: int = 1) -> Tensor:
+    """(queries, keys): how far the key is behind the query along one axis of ``size`` keys."""
+    offset = torch.arange(size, device=queries.device) - queries[:, None]
+    return offset if step == 1 else offset.div(step, rounding_mode="floor")
 
 
 def _index(offset: Tensor, size: int) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cvattn.blocks import SelfAttention2d
+from cvattn.blocks import MapAttention
 from cvattn.maps import (
     AttentionMaps,
     attention_distance,
@@ -194,4 +194,5 @@ def _overlaps(fine: int, coarse: int, like: Tensor) -> Tensor:
 
 def _gamma(network: nn.Module, name: str) -> float | None:
     block = dict(network.named_modules()).get(name)
-    return float(block.gamma.detach()) if isinstance(block, SelfAttention2d) else None
+    gamma = block.gamma if isinstance(block, MapAttention) else None
+    return None if gamma is None else float(gamma.detach())

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from cvattn.blocks import SelfAttention2d
+from cvattn.blocks import MapAttention
 from cvattn.harness.config.errors import TrainingStopped
 from cvattn.maps import attention_entropy, attention_modules, capture_attention
 
@@ -116,7 +116,7 @@ class AttentionMonitor(pl.Callback):
         values = {
             f"gamma/{name}": block.gamma.detach().float()[0]
             for name, block in blocks.items()
-            if isinstance(block, SelfAttention2d)
+            if isinstance(block, MapAttention) and block.gamma is not None
         }
         if self._inputs is None:
             data = trainer.datamodule  # type: ignore[attr-defined]

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cvattn.blocks import SelfAttention2d
+from cvattn.blocks import MapAttention
 from cvattn.core import MultiHeadAttention
-from cvattn.core.attention import attention_weights
 from cvattn.core.copies import running_uncompiled, uncompiled
 from cvattn.core.observed import Observed
 from cvattn.maps.attention_maps import AttentionMaps
@@ -27,7 +26,7 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_seen(module: nn.Module) -> bool:
-    return isinstance(module, (SelfAttention2d, MultiHeadAttention)) or is_timm_attention(module)
+    return isinstance(module, (MapAttention, MultiHeadAttention)) or is_timm_attention(module)
 
 
 @contextmanager
@@ -139,7 +138,7 @@ class _Recorder:
                 "are off (torch.no_grad, or checkpoint(use_reentrant=True))"
             )
         with torch.set_grad_enabled(not self._detach):
-            weights = attention_weights(seen.query, seen.key, rows=self._rows, **seen.terms)
+            weights = seen.weights(self._rows)
         if not again:
             self._note(name, seen, weights.detach() if self._detach else weights)
 
@@ -163,12 +162,12 @@ class _Recorder:
             maps.layout[name] = layout
 
     def _layout(self, name: str, seen: Observed) -> Layout | None:
-        if seen.size is None:
-            queries, keys = seen.query.shape[2], seen.key.shape[2]
-            return token_layout(self._model, name, queries, keys, self.grids)
-        block = self._model.get_submodule(name)
-        assert isinstance(block, SelfAttention2d)
-        return Layout(seen.size, block.key_grid(*seen.size), kv_pool=block.kv_pool)
+        if seen.size is not None and seen.key_size is not None:
+            return Layout(seen.size, seen.key_size, kv_pool=seen.kv_pool)
+        if isinstance(self._model.get_submodule(name), MapAttention):
+            return None  # its keys are tokens, or its positions no plane
+        queries, keys = seen.query.shape[2], seen.key.shape[2]
+        return token_layout(self._model, name, queries, keys, self.grids)
 
 
 def _observe(block: Any, keep: Callable[[Observed], None]) -> Callable[[], None]:

@@ -13,6 +13,7 @@ from cvattn.blocks import SelfAttention2d
 def frozen_attention(channels: int) -> SelfAttention2d:
     """The common block whose gamma stays 0: its cost without its effect."""
     block = SelfAttention2d(channels)
+    assert block.gamma is not None
     block.gamma.requires_grad_(False)
     return block
 

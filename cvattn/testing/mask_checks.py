@@ -1,10 +1,14 @@
 """Masks and causality: what a token may not see must not reach it, and what it may see must."""
 
 import torch
+from torch import nn
 
 from cvattn.testing.reach import hand_over, random_mask, reach
 from cvattn.testing.report import Finding, failed, not_applicable, passed
 from cvattn.testing.subject import BATCH, ModuleRaised, Subject
+
+# Their statistics are of all positions, so that each has effect on each.
+_OVER_POSITIONS = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 def check_mask(subject: Subject) -> Finding:
@@ -96,6 +100,7 @@ def check_empty_rows(subject: Subject) -> Finding:
         given = x.clone().requires_grad_()
         output = subject(given, attn_mask=handed)
         (gradient,) = torch.autograd.grad(output.sum(), given)
+        output = subject.rows(output.detach())
     if not (torch.isfinite(output).all() and torch.isfinite(gradient).all()):
         where = "output" if not torch.isfinite(output).all() else "gradient"
         return failed(
@@ -105,7 +110,7 @@ def check_empty_rows(subject: Subject) -> Finding:
             "weights with 0 after it",
         )
     others = subject.with_tokens(x, [0, 2], subject.draw())
-    if not subject.same(subject(others, attn_mask=handed)[:, 1], output.detach()[:, 1]):
+    if not subject.same(subject.rows(subject(others, attn_mask=handed))[:, 1], output[:, 1]):
         return failed(
             "a query with no key to attend to attends to hidden ones",
             "no effect of hidden tokens",
@@ -192,9 +197,12 @@ def check_causal_mask(subject: Subject) -> Finding:
 
 
 def _takes_no(subject: Subject, term: str) -> str | None:
-    if subject.is_map:
-        return "masks and causality are checked on tokens (B, N, D) only"
     if term in subject.terms:
+        if any(isinstance(each, _OVER_POSITIONS) for each in subject.module.modules()):
+            return "it has a norm over all positions, by which every token reaches every other"
+        weights = subject.weights(subject.draw())
+        if weights is not None and weights.shape[-1] < subject.tokens:
+            return "its keys are no tokens (they are pooled), of which a mask would be"
         return None
     hint = f" (it has {subject.other_mask}=)" if subject.other_mask else ""
     return f"it takes no {term}={hint}; call=lambda module, x, {term}=None: ... can pass one on"

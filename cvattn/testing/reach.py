@@ -55,9 +55,10 @@ def reach(
     looked.fill_diagonal_(False)
     for size in (1.0, 0.1, 0.01):
         x = size * subject.draw()
-        before = subject(x, **terms)
+        before = subject.rows(subject(x, **terms))
         for j in changed:
-            after = subject(subject.with_tokens(x, [j], size * subject.draw()), **terms)
+            moved = subject.with_tokens(x, [j], size * subject.draw())
+            after = subject.rows(subject(moved, **terms))
             seen[:, :, j] |= subject.differ(after, before).any(-1)
         found = seen if each_sample else seen.any(0)
         if not (wanted & looked & ~found).any():

@@ -138,12 +138,14 @@ def _block(state: dict[str, Tensor], *, kv_pool: int) -> SelfAttention2d:
         block = SelfAttention2d(
             query.shape[1],
             qk_channels=query.shape[0],
-            value_channels=value.shape[0],
+            value_channels=value.shape[0] if f"proj.{weight}" in state else None,
             kv_pool=kv_pool,
-            out_proj=f"proj.{weight}" in state,
-            bias="query.bias" in state,
-            spectral_norm=spectral,
         )
+        for layer in block.projections():
+            if "query.bias" not in state:
+                layer.register_parameter("bias", None)
+            if spectral:
+                torch.nn.utils.parametrizations.spectral_norm(layer)
     block.to(device=query.device, dtype=query.dtype)
     try:
         block.load_state_dict(state)

@@ -25,7 +25,7 @@ CASES = {
     "pooled, odd": ({"in_channels": 7, "kv_pool": 2}, (2, 3, 5)),
     "pooled by 3": ({"in_channels": 3, "kv_pool": 3}, (1, 7, 5)),
     "pooled 1x1": ({"in_channels": 3, "kv_pool": 2}, (2, 1, 1)),
-    "projected": ({"in_channels": 7, "value_channels": 5, "out_proj": True}, (2, 3, 5)),
+    "projected": ({"in_channels": 7, "value_channels": 5}, (2, 3, 5)),
     "everything": (
         {
             "in_channels": 17,
@@ -33,16 +33,19 @@ CASES = {
             "value_channels": 10,
             "num_heads": 2,
             "kv_pool": 2,
-            "out_proj": True,
         },
         (2, 5, 3),
     ),
 }
 
 
-def make(gamma: float = 0.7, dtype: torch.dtype = torch.float64, **options) -> SelfAttention2d:
+def make(
+    gamma: float = 0.7, dtype: torch.dtype = torch.float64, bias: bool = True, **options
+) -> SelfAttention2d:
     """A block whose scores are spread: with small weights every softmax is nearly uniform."""
     block = SelfAttention2d(**options).to(dtype)
+    for layer in block.projections() if not bias else []:
+        layer.bias = None
     with torch.no_grad():
         for layer in (block.query, block.key):
             layer.weight.mul_(4.0)
@@ -253,7 +256,7 @@ def test_chosen_rows_are_rows_of_all():
 
 @pytest.mark.parametrize("size", [(2, 3), (5, 3)])
 def test_double_backward_on_small_maps(size):
-    block = make(in_channels=3, value_channels=2, out_proj=True)
+    block = make(in_channels=3, value_channels=2)
     x = torch.randn(1, 3, *size, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(block, (x,))
 
@@ -287,10 +290,9 @@ REFUSED = {
         {"in_channels": 7, "qk_channels": 2, "num_heads": 2},
         "value_channels=7 is not divisible by num_heads=2",
     ),
-    "no way back": (
-        {"in_channels": 8, "value_channels": 4},
-        "value_channels=4 differs from in_channels=8.*out_proj=True",
-    ),
+    "groups": ({"in_channels": 12, "norm_groups": 32}, "32 groups .* 12 channels; 4, 6, 12 groups"),
+    "pooled grid": ({"in_channels": 8, "kv_pool": 2, "grid": (3, 5)}, r"grid=\(3, 5\).*kv_pool=2"),
+    "dropout": ({"in_channels": 8, "dropout": 1.0}, "dropout=1.0 is not a probability"),
 }
 
 

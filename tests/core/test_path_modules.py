@@ -66,8 +66,10 @@ def test_maps_give_one_result_in_all_layouts_modes_and_routes(on_route):
             qk_channels=heads * draw(st.integers(1, 3)),
             num_heads=heads,
             kv_pool=draw(st.integers(1, 3)),
-            out_proj=draw(st.booleans()),
-            bias=draw(st.booleans()),
+            value_channels=draw(st.none() | st.integers(1, 3).map(lambda width: heads * width)),
+            norm_groups=draw(st.sampled_from([None, 1])),
+            scale=draw(st.sampled_from([None, 1.0])),
+            gamma_init=draw(st.sampled_from([None, 0.0])),
         )
         block = randomise(block)
         size = (draw(st.integers(1, 3)), channels, draw(st.integers(1, 6)), draw(st.integers(1, 6)))

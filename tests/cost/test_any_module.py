@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(spectral|weight)_norm.*:Futur
 
 def plain():
     torch.manual_seed(5)
-    return nn.Sequential(nn.Conv2d(3, 16, 3), SelfAttention2d(16, out_proj=True), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(3, 16, 3), SelfAttention2d(16), nn.ReLU())
 
 
 X = torch.randn(2, 3, 9, 11)

@@ -40,7 +40,7 @@ def torch_mask(attn_mask):
 RIGHT = {
     "SelfAttention2d": (SelfAttention2d(CHANNELS), {*ON_MAPS, "dot_product", "eval"}),
     "several heads": (
-        SelfAttention2d(CHANNELS, qk_channels=6, value_channels=10, num_heads=2, out_proj=True),
+        SelfAttention2d(CHANNELS, qk_channels=6, value_channels=10, num_heads=2),
         {*ON_MAPS, "dot_product", "eval"},
     ),
     "trained gamma": (SelfAttention2d(CHANNELS, gamma_init=-0.3), {*ON_MAPS, "eval"}),

@@ -181,7 +181,7 @@ REFUSED = {
     "values": (
         from_self_attn,
         COMMON | {"value_conv.weight": torch.zeros(5, 24, 1, 1)},
-        "value_channels=5 differs from in_channels=24",
+        "do not fit each other.*value.weight",
     ),
     "empty": (from_biggan, {}, "gamma is missing; theta.weight is missing"),
 }

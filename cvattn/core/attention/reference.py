@@ -64,7 +64,7 @@ def attention_weights(
     check_terms(query, key, attn_mask, attn_bias)
     length = query.shape[2]
     if rows is not None:
-        rows = _check_rows(rows, length, query.device)
+        rows = check_rows(rows, length, query.device)
     allowed = hidden_part(merge_allowed(query, key, attn_mask, attn_bias, is_causal, rows))
     bias = take_rows(attn_bias, length, rows)
     if rows is not None:
@@ -162,7 +162,8 @@ def _check_size(query: Tensor, key: Tensor) -> None:
         )
 
 
-def _check_rows(rows: Sequence[int] | Tensor, length: int, device: torch.device) -> Tensor:
+def check_rows(rows: Sequence[int] | Tensor, length: int, device: torch.device) -> Tensor:
+    """Indices of query rows as a tensor on the device; ValueError unless they are in 0..L-1."""
     given = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
     if given.numel() == 0:
         given = given.long()  # an empty list has no dtype of its own

@@ -34,8 +34,10 @@ PUBLIC = {
     "as_line_reader find_images open_classifier open_network",
     "cvattn.system": "csv_cell did_you_mean figures is_offline printable",
     "cvattn.checkpoint": "CheckpointError load read save",
-    "cvattn.core.masks": "causal_mask combine_masks from_additive from_torch_masks from_zero_one "
-    "length_mask local_mask_2d padding_mask",
+    "cvattn.core.local": "criss_cross_attention neighborhood_attention window_attention",
+    "cvattn.core.masks": "axis_mask_2d causal_mask combine_masks criss_cross_mask_2d from_additive "
+    "from_torch_masks from_zero_one length_mask local_mask_2d neighborhood_mask_2d padding_mask "
+    "window_mask_2d",
     "cvattn.core.positions": "LearnedGridPositions SinusoidalPositions resample_grid sincos_2d "
     "sinusoidal_1d",
 }

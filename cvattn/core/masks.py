@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 from cvattn.core.attention.inputs import known, refuse_if
+from cvattn.core.local_masks import axis_mask_2d as axis_mask_2d
+from cvattn.core.local_masks import criss_cross_mask_2d as criss_cross_mask_2d
+from cvattn.core.local_masks import neighborhood_mask_2d as neighborhood_mask_2d
+from cvattn.core.local_masks import window_mask_2d as window_mask_2d
 
 # Textbooks write "minus infinity" as -1e4, -1e6 or -1e9. No score reaches these by itself.
 FORBIDDEN_FROM = -1e4

@@ -73,6 +73,42 @@ def check_terms(
             )
 
 
+def check_maps(query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> None:
+    """Raise ValueError/TypeError unless q, k and v are (B, heads, H, W, E) and fit each other."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.ndim != 5:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; expected 5 dimensions (batch, heads, "
+                "height, width, head_dim)"
+            )
+        if tensor.shape[:4] != query.shape[:4]:
+            raise ValueError(
+                f"{name} has (batch, heads, height, width) = {tuple(tensor.shape[:4])}, query has "
+                f"{tuple(query.shape[:4])}; local attention is that of a map to itself, so they "
+                "must be equal"
+            )
+        if tensor.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+            raise TypeError(
+                f"{name} is {tensor.dtype}, query is {query.dtype}; cast them to one dtype."
+            )
+    if query.shape[2] == 0 or query.shape[3] == 0:
+        raise ValueError(f"query has shape {tuple(query.shape)}: a map without positions")
+    if query.shape[-1] != key.shape[-1]:
+        raise ValueError(
+            f"query is {query.shape[-1]} wide, key is {key.shape[-1]} wide; their last dimensions "
+            "are multiplied and must be equal (only the value may have another width)"
+        )
+    if key_mask is None:
+        return
+    if key_mask.dtype != torch.bool:
+        raise TypeError(f"key_mask is {key_mask.dtype}; expected bool with True = may be attended")
+    wanted = (query.shape[0], *query.shape[2:4])
+    if tuple(key_mask.shape) != wanted:
+        raise ValueError(
+            f"key_mask has shape {tuple(key_mask.shape)}; expected (B, H, W) = {wanted}"
+        )
+
+
 def check_rows_wanted(need_weights: bool, rows: object) -> None:
     """Raise ValueError where rows of weights are chosen that nobody asked for."""
     if rows is not None and not need_weights:

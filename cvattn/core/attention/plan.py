@@ -163,8 +163,8 @@ def _on_cpu(call: AttentionCall) -> Route:
     if not refused:
         return Route("fused", "torch's CPU kernel takes equal widths", refused)
     if emulated and call.length * call.key_length >= LEAST_HALF_SCORES:
-        return _own(call, refused, why_tiled=_EMULATED)
-    return _own(call, refused)
+        return own_route(call, refused, why=_EMULATED)
+    return own_route(call, refused)
 
 
 def _on_accelerator(call: AttentionCall) -> Route:
@@ -180,19 +180,19 @@ def _on_accelerator(call: AttentionCall) -> Route:
         return Route("fused", "fused kernels take these widths", refused)
     if "padded" not in refused:
         return Route("padded", "zero columns up to multiples of 16 bytes", refused)
-    return _own(call, refused)
+    return own_route(call, refused)
 
 
-def _own(call: AttentionCall, refused: dict[RouteName, str], why_tiled: str | None = None) -> Route:
+def own_route(call: AttentionCall, refused: dict[RouteName, str], why: str | None = None) -> Route:
     """Plain products while the scores are few, else tiles."""
-    if why_tiled is None and count_scores(call) * call.dtype.itemsize > SCORES_BOUND:
-        why_tiled = _MANY
+    if why is None and count_scores(call) * call.dtype.itemsize > SCORES_BOUND:
+        why = _MANY
     unable = why_impossible("tiled", call)
-    if why_tiled is None or unable is not None:
+    if why is None or unable is not None:
         return Route(
             "direct", _FEW if unable is None else unable, refused | {"tiled": unable or _FEW}
         )
-    return Route("tiled", why_tiled, refused | {"direct": why_tiled})
+    return Route("tiled", why, refused | {"direct": why})
 
 
 _FUSED: tuple[RouteName, ...] = ("fused", "padded")

@@ -9,7 +9,6 @@ finite gradients on every path. Scores and softmax of half precision are float32
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,12 @@ from cvattn.core.attention.inputs import (
     take_rows,
 )
 from cvattn.core.attention.nonfinite import all_finite, propagate_nonfinite, split_nonfinite
-from cvattn.core.attention.precision import product_dtype, score_dtype
+from cvattn.core.attention.precision import (
+    autocast_dtype,
+    product_dtype,
+    score_dtype,
+    without_autocast,
+)
 from cvattn.core.memory import check_fits
 
 # Smaller allocations are not worth the look at what is free.
@@ -73,10 +77,10 @@ def attention_weights(
     if allowed is not None and not all_finite(query, key):
         query, key, _, nan_rows = split_nonfinite(query, key, key, allowed)
     # Autocast makes softmax in float32, and its results are that.
-    autocast = _autocast_dtype(query)
+    autocast = autocast_dtype(query)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     _check_size(query, key)
-    with _without_autocast(query):
+    with without_autocast(query):
         weights = _weights(query, key, allowed, bias, scale)
     return propagate_nonfinite(weights if autocast else weights.to(query.dtype), nan_rows)
 
@@ -99,11 +103,11 @@ def reference_attention(
     nan_rows = None
     if allowed is not None and not all_finite(query, key, value):
         query, key, value, nan_rows = split_nonfinite(query, key, value, allowed)
-    dtype = _autocast_dtype(value) or value.dtype
+    dtype = autocast_dtype(value) or value.dtype
     products = product_dtype(value.device, dtype)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     _check_size(query, key)
-    with _without_autocast(query):
+    with without_autocast(query):
         if attn_bias is None and HalfWeights.serves(query, key, products):
             weights = HalfWeights.apply(query, key, allowed, scale)
         else:
@@ -129,21 +133,6 @@ def _weights(
     empty = ~allowed.any(-1, keepdim=True)
     scores = scores.masked_fill(~allowed, float("-inf")).masked_fill(empty, 0.0)
     return scores.softmax(-1).masked_fill(empty, 0.0)
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast would bring the products of x to; None where it is off."""
-    device = x.device.type
-    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """A block in which scores may be float32."""
-    if _autocast_dtype(x) is None:
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def _check_size(query: Tensor, key: Tensor) -> None:

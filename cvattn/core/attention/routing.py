@@ -1,6 +1,6 @@
 """Choosing the route of attention by name, and recording which routes were taken."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, get_args
@@ -10,6 +10,8 @@ import torch
 from cvattn.core.attention.plan import AttentionCall, Route, RouteName, choose_route, why_impossible
 
 Record = list[tuple[AttentionCall, Route]]
+Chooser = Callable[[AttentionCall], Route]
+Doubter = Callable[[RouteName, AttentionCall], str | None]
 
 # Of this thread and task alone.
 _ASKED: ContextVar[RouteName | None] = ContextVar("_ASKED", default=None)
@@ -69,21 +71,28 @@ def _opened(variable: ContextVar[Any], key: str, value: Any) -> Iterator[None]:
         variable.reset(token)
 
 
-def take_route(call: AttentionCall) -> Route:
-    """The route that was asked for, else the one that the plan chooses; told to open records."""
+def take_route(
+    call: AttentionCall, choose: Chooser | None = None, unable: Doubter | None = None
+) -> Route:
+    """The route that was asked for, else the one that the plan chooses; told to open records.
+
+    Args:
+        choose, unable: other attention's own :func:`choose_route` and :func:`why_impossible`.
+    """
+    choose, unable = choose or choose_route, unable or why_impossible
     followed = _FOLLOWED or not torch.compiler.is_compiling()
     name = _ASKED.get() if followed else _LAST["asked"]
-    route = choose_route(call) if name is None else _asked_route(name, call)
+    route = choose(call) if name is None else _asked_route(name, call, choose, unable)
     for record in _RECORDS.get() if followed else _LAST["records"]:
         record.append((call, route))
     return route
 
 
-def _asked_route(name: RouteName, call: AttentionCall) -> Route:
-    unable = why_impossible(name, call)
-    if unable is not None:
+def _asked_route(name: RouteName, call: AttentionCall, choose: Chooser, unable: Doubter) -> Route:
+    reason = unable(name, call)
+    if reason is not None:
         raise ValueError(
-            f'use_route("{name}") cannot compute this attention: {unable}. Without it the route '
-            f'would be "{choose_route(call).name}".'
+            f'use_route("{name}") cannot compute this attention: {reason}. Without it the route '
+            f'would be "{choose(call).name}".'
         )
     return Route(name, f'asked for by use_route("{name}")', {})

@@ -13,7 +13,7 @@ import cvattn.core.attention.tiled_second
 import cvattn.core.attention.tiled_tangent  # noqa: F401
 
 
-def _one_by_one(function: type[Function], info, in_dims, args):
+def one_by_one(function: type[Function], info, in_dims, args):
     """The vmap rule: a call for each sample. Each is many tiles, so that nothing is lost by it."""
     results = [
         function.apply(
@@ -24,6 +24,8 @@ def _one_by_one(function: type[Function], info, in_dims, args):
         )
         for index in range(info.batch_size)
     ]
+    if isinstance(results[0], torch.Tensor):
+        return torch.stack(results), 0
     stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
 
@@ -60,7 +62,7 @@ class Tiled(Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _one_by_one(Tiled, info, in_dims, args)
+        return one_by_one(Tiled, info, in_dims, args)
 
 
 class TiledBackward(Function):
@@ -96,7 +98,7 @@ class TiledBackward(Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _one_by_one(TiledBackward, info, in_dims, args)
+        return one_by_one(TiledBackward, info, in_dims, args)
 
 
 class TiledTangent(Function):
@@ -143,7 +145,7 @@ class TiledTangent(Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _one_by_one(TiledTangent, info, in_dims, args)
+        return one_by_one(TiledTangent, info, in_dims, args)
 
 
 class TiledSecond(Function):
@@ -171,7 +173,7 @@ class TiledSecond(Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _one_by_one(TiledSecond, info, in_dims, args)
+        return one_by_one(TiledSecond, info, in_dims, args)
 
 
 class TiledThird(Function):
@@ -195,7 +197,7 @@ class TiledThird(Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return _one_by_one(TiledThird, info, in_dims, args)
+        return one_by_one(TiledThird, info, in_dims, args)
 
 
 def _refuse(what: str) -> None:

@@ -20,12 +20,22 @@ from cvattn.blocks import CrossAttention2d, MapAttention, SelfAttention1d, SelfA
 from cvattn.blocks.group_norm import MapGroupNorm
 from cvattn.blocks.local_attention2d import LocalAttention2d
 from cvattn.blocks.self_attention import SelfAttention
-from cvattn.core import Decoder, DecoderLayer, Encoder, EncoderLayer, MultiHeadAttention
-from cvattn.core.feed_forward import FeedForward
+from cvattn.core import (
+    AxialRotary,
+    Decoder,
+    DecoderLayer,
+    Encoder,
+    EncoderLayer,
+    MultiHeadAttention,
+    Rotary,
+    Rotation,
+)
+from cvattn.core.feed_forward import FeedForward, QuickGELU
 from cvattn.core.initial_values import ComputedTable
 from cvattn.core.positions import LearnedGridPositions, SinusoidalPositions
 from cvattn.core.relative_bias import RelativeGridBias
 from cvattn.core.residual import DropPath, LayerScale
+from cvattn.core.rotary import RotaryTable
 from cvattn.models import Reader, SAGANClassifier, TimmCNN, Transformer, VisionTransformer
 from cvattn.models.controls import ConvolutionControl
 from cvattn.models.token_decoder import TokenDecoder
@@ -57,12 +67,38 @@ CASES = {
     CrossAttention2d: ([{}, {"norm_groups": 3, "gamma_init": None}], (24,), (MAP, TOKENS)),
     MapGroupNorm: ([{}], (3, 24), (MAP,)),
     MultiHeadAttention: (
-        [{}, {"bias": False}, {"add_bias_kv": True, "add_zero_attn": True}],
+        [
+            {},
+            {"bias": False},
+            {"add_bias_kv": True, "add_zero_attn": True},
+            {"qk_norm": "layer", "qkv_bias": "qv"},
+            {"qk_norm": "rms"},
+        ],
         (24, 3),
         (TOKENS,),
     ),
-    FeedForward: ([{}, {"activation": "relu", "bias": False}], (24, 40), (TOKENS,)),
-    EncoderLayer: ([{}, {"layer_scale": 0.3, "norm_first": False}], (24, 3, 40), (TOKENS,)),
+    FeedForward: (
+        [
+            {},
+            {"activation": "relu", "bias": False},
+            {"activation": "swiglu", "norm": "layer"},
+            {"activation": "quick_gelu", "norm": "rms"},
+        ],
+        (24, 40),
+        (TOKENS,),
+    ),
+    QuickGELU: ([{}], (), (TOKENS,)),
+    Rotary: ([{}, {"max_length": 3}], (8,), (7, {"start": 2})),
+    AxialRotary: (
+        [{}, {"coordinates": "centered", "pairs": "halves", "prefix": 2}],
+        (8, (5, 7)),
+        ((5, 7),),
+    ),
+    EncoderLayer: (
+        [{}, {"layer_scale": 0.3, "norm_first": False}, {"norm": "rms", "ffn_norm": True}],
+        (24, 3, 40),
+        (TOKENS,),
+    ),
     Encoder: ([{}, {"layer_scale": 0.3, "drop_path": 0.2}], (24, 3, 40, 2), (TOKENS,)),
     DecoderLayer: ([{}, {"norm_first": False}], (24, 3, 40), (TOKENS, TOKENS)),
     Decoder: ([{}, {"norm_first": False}], (24, 3, 40, 2), (TOKENS, TOKENS)),
@@ -102,7 +138,7 @@ CASES = {
         (IMAGES,),
     ),
 }
-ABSTRACT = {ComputedTable, TokenDecoder, MapAttention, SelfAttention, LocalAttention2d}
+ABSTRACT = {ComputedTable, TokenDecoder, MapAttention, SelfAttention, LocalAttention2d, RotaryTable}
 
 
 def _cases():
@@ -164,7 +200,8 @@ def output(module: nn.Module, inputs) -> torch.Tensor:
     options = inputs[-1] if isinstance(inputs[-1], dict) else {}
     module.eval()
     with torch.no_grad():
-        return module(*(x for x in inputs if not isinstance(x, dict)), **options)
+        found = module(*(x for x in inputs if not isinstance(x, dict)), **options)
+    return torch.cat([found.cos, found.sin]) if isinstance(found, Rotation) else found
 
 
 def values(module: nn.Module) -> nn.Module:

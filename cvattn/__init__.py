@@ -3,7 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cvattn.blocks import SelfAttention2d, insert_attention, remove_attention, split_parameters
+from cvattn.blocks import (
+    AxialAttention2d,
+    CrissCrossAttention2d,
+    CrossAttention2d,
+    NeighborhoodAttention2d,
+    SelfAttention1d,
+    SelfAttention2d,
+    SelfAttention3d,
+    WindowAttention2d,
+    insert_attention,
+    remove_attention,
+    split_parameters,
+)
 from cvattn.checkpoint import load
 from cvattn.core import Decoder, Encoder, MultiHeadAttention
 from cvattn.maps import capture_attention
@@ -15,13 +27,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AxialAttention2d",
+    "CrissCrossAttention2d",
+    "CrossAttention2d",
     "Decoder",
     "Encoder",
     "MultiHeadAttention",
+    "NeighborhoodAttention2d",
     "SAGANClassifier",
+    "SelfAttention1d",
     "SelfAttention2d",
+    "SelfAttention3d",
     "Transformer",
     "VisionTransformer",
+    "WindowAttention2d",
     "capture_attention",
     "explore",
     "insert_attention",

@@ -11,13 +11,16 @@ import cvattn
 
 # Frozen: a name that goes missing breaks somebody's code. New ones are added here on purpose.
 PUBLIC = {
-    "cvattn": "Decoder Encoder MultiHeadAttention SAGANClassifier SelfAttention2d Transformer "
-    "VisionTransformer capture_attention explore insert_attention load remove_attention "
-    "split_parameters",
+    "cvattn": "AxialAttention2d CrissCrossAttention2d CrossAttention2d Decoder Encoder "
+    "MultiHeadAttention NeighborhoodAttention2d SAGANClassifier SelfAttention1d SelfAttention2d "
+    "SelfAttention3d Transformer VisionTransformer WindowAttention2d capture_attention explore "
+    "insert_attention load remove_attention split_parameters",
     "cvattn.core": "Alphabet AxialRotary Decoder DecoderCache DecoderLayer DropPath Encoder "
     "EncoderLayer FeedForward LayerScale MultiHeadAttention RelativeGridBias Rotary Rotation "
     "attention attention_weights masks positions record_routes use_route",
-    "cvattn.blocks": "SelfAttention2d insert_attention remove_attention split_parameters",
+    "cvattn.blocks": "AxialAttention2d AxisAttention2d CrissCrossAttention2d CrossAttention2d "
+    "MapAttention NeighborhoodAttention2d SelfAttention1d SelfAttention2d SelfAttention3d "
+    "WindowAttention2d insert_attention remove_attention split_parameters",
     "cvattn.models": "Reader SAGANClassifier TimmCNN Transformer VisionTransformer",
     "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_heat "
     "attention_modules attention_rollout capture_attention heat_on_image overlay",

@@ -16,7 +16,17 @@ from torch.nn.utils import parametrize
 
 import cvattn
 from cvattn import SelfAttention2d, insert_attention
-from cvattn.blocks import CrossAttention2d, MapAttention, SelfAttention1d, SelfAttention3d
+from cvattn.blocks import (
+    AxialAttention2d,
+    AxisAttention2d,
+    CrissCrossAttention2d,
+    CrossAttention2d,
+    MapAttention,
+    NeighborhoodAttention2d,
+    SelfAttention1d,
+    SelfAttention3d,
+    WindowAttention2d,
+)
 from cvattn.blocks.group_norm import MapGroupNorm
 from cvattn.blocks.local_attention2d import LocalAttention2d
 from cvattn.blocks.self_attention import SelfAttention
@@ -66,6 +76,11 @@ CASES = {
     SelfAttention1d: ([{"kv_pool": 2}], (24,), (MAP.flatten(2),)),
     SelfAttention3d: ([{"norm_groups": 6}], (24,), (MAP[:, :, None],)),
     CrossAttention2d: ([{}, {"norm_groups": 3, "gamma_init": None}], (24,), (MAP, TOKENS)),
+    WindowAttention2d: ([{"window": 3, "relative_bias": True}], (24,), (MAP,)),
+    NeighborhoodAttention2d: ([{"window": 3, "relative_bias": True}], (24,), (MAP,)),
+    AxisAttention2d: ([{"axis": "row"}], (24,), (MAP,)),
+    AxialAttention2d: ([{"norm_groups": 3}], (24,), (MAP,)),
+    CrissCrossAttention2d: ([{"gamma_init": None}], (24,), (MAP,)),
     MapGroupNorm: ([{}], (3, 24), (MAP,)),
     MultiHeadAttention: (
         [

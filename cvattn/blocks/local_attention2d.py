@@ -100,4 +100,4 @@ def window_bias(
     """A relative bias of the offsets in a window, if one is wanted."""
     if not wanted:
         return None
-    return RelativeGridBias(num_heads, window).to(device=device, dtype=dtype)
+    return RelativeGridBias(num_heads, window, device=device, dtype=dtype)

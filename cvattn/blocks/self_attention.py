@@ -68,8 +68,8 @@ class SelfAttention(MapAttention):
         self.kv_pool = kv_pool
         self.relative_bias: RelativeGridBias | None = None
         if grid is not None:
-            bias = RelativeGridBias(num_heads, (grid[0], grid[1]))
-            self.relative_bias = bias.to(device=device, dtype=dtype)
+            like: dict[str, Any] = {"device": device, "dtype": dtype}
+            self.relative_bias = RelativeGridBias(num_heads, (grid[0], grid[1]), **like)
 
     @classmethod
     def biggan(cls, in_channels: int, *, spectral_norm: bool = True, **others: Any) -> Self:

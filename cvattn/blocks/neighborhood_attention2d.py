@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cvattn.blocks.local_attention2d import LocalAttention2d, pair, window_bias
 from cvattn.core.local import neighborhood_attention
+from cvattn.core.local.inputs import check_neighborhood
 from cvattn.core.local_masks import neighborhood_mask_2d
 
 
@@ -46,6 +47,7 @@ class NeighborhoodAttention2d(LocalAttention2d):
     ) -> None:
         super().__init__(in_channels, **form)
         self.window, self.dilation = pair("window", window), pair("dilation", dilation)
+        check_neighborhood(None, self.window, self.dilation)
         like = {name: form.get(name) for name in ("device", "dtype")}
         self.relative_bias = window_bias(relative_bias, self.num_heads, self.window, **like)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cvattn.blocks.local_attention2d import LocalAttention2d, pair, window_bias
 from cvattn.core.local import window_attention
+from cvattn.core.local.inputs import check_window
 from cvattn.core.local_masks import window_mask_2d
 
 
@@ -46,6 +47,7 @@ class WindowAttention2d(LocalAttention2d):
     ) -> None:
         super().__init__(in_channels, **form)
         self.window, self.shift = pair("window", window), pair("shift", shift)
+        check_window(self.window, self.shift)
         like = {name: form.get(name) for name in ("device", "dtype")}
         self.relative_bias = window_bias(relative_bias, self.num_heads, self.window, **like)
 

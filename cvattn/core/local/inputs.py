@@ -13,16 +13,20 @@ def check_window(window: tuple[int, int], shift: tuple[int, int] = (0, 0)) -> No
 
 
 def check_neighborhood(
-    grid: tuple[int, int], window: tuple[int, int], dilation: int | tuple[int, int]
+    grid: tuple[int, int] | None, window: tuple[int, int], dilation: int | tuple[int, int]
 ) -> tuple[int, int]:
-    """Raise ValueError unless each position of the grid has such a window; the dilation as two."""
+    """The dilation as two; ValueError unless each position of the grid has such a window.
+
+    Of a grid that is not known yet (None) nothing is asked.
+    """
     steps = (dilation, dilation) if isinstance(dilation, int) else dilation
     _check_pair("window", window, 1)
     _check_pair("dilation", steps, 1)
     if window[0] % 2 == 0 or window[1] % 2 == 0:
         raise ValueError(f"window={window} must be odd on each axis, so that it has a centre")
-    for name, size, side, step in zip(("height", "width"), grid, window, steps, strict=True):
-        if side * step > size:
+    sizes = window if grid is None else grid
+    for name, size, side, step in zip(("height", "width"), sizes, window, steps, strict=True):
+        if grid is not None and side * step > size:
             raise ValueError(
                 f"window={window} with dilation={steps} needs a {name} of at least {side * step}, "
                 f"the map has {size}. Take a window of at most {_largest_odd(size // step)} there, "

@@ -160,7 +160,15 @@ CASES = {
         (IMAGES,),
     ),
 }
-ABSTRACT = {ComputedTable, TokenDecoder, MapAttention, SelfAttention, LocalAttention2d, RotaryTable, ImageTokens}
+ABSTRACT = {
+    ComputedTable,
+    TokenDecoder,
+    MapAttention,
+    SelfAttention,
+    LocalAttention2d,
+    RotaryTable,
+    ImageTokens,
+}
 
 
 def _cases():

@@ -14,19 +14,20 @@ from cvattn.core.modes import in_eval_mode
 
 
 class Call(NamedTuple):
-    """The inputs of one pass."""
+    """The inputs of one pass, and of how many dimensions the maps are that are looked for."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    dimensions: int = 2
 
     @classmethod
-    def of(cls, example: Any) -> "Call":
+    def of(cls, example: Any, dimensions: int = 2) -> "Call":
         """A tuple holds positional inputs, a mapping keyword ones; all else is the one input."""
         if isinstance(example, tuple):
-            return cls(tuple(example), {})
+            return cls(tuple(example), {}, dimensions)
         if isinstance(example, Mapping):
-            return cls((), dict(example))
-        return cls((example,), {})
+            return cls((), dict(example), dimensions)
+        return cls((example,), {}, dimensions)
 
     @property
     def image_size(self) -> tuple[int, int] | None:

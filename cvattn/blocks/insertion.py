@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from cvattn.blocks.absence import Absence
 from cvattn.blocks.dry_run import Call
+from cvattn.blocks.map_attention import CONVOLUTIONS, MapAttention
 from cvattn.blocks.placement import check_unchanged, find_places
 from cvattn.blocks.self_attention2d import SelfAttention2d
 from cvattn.blocks.upkeep import CHILD, Upkeep, attend
@@ -16,7 +18,8 @@ from cvattn.blocks.wrapped import check_changeable, check_initialised, check_unw
 
 Model = TypeVar("Model", bound=nn.Module)
 
-_SIZE = (64, 96)  # of the dry run's image; not square, so that a (B, H, W, C) layer shows
+# Of the dry run's input; not square, so that a (B, H, W, C) layer shows.
+_SIZES = {1: (4096,), 2: (64, 96), 3: (24, 32, 40)}
 
 
 def insert_attention(
@@ -50,14 +53,17 @@ def insert_attention(
     last residual block (Grad-CAM's ``target_layers``) want ``layer3[-2]``, or ``layer3``.
 
     Args:
-        model: any module whose chosen layers give feature maps (B, C, H, W).
+        model: any module whose chosen layers give feature maps (B, C, H, W); sequences (B, C, L) or
+            volumes (B, C, D, H, W) for blocks of one or three dimensions.
         after: name of a layer as in ``model.named_modules()``, several, or patterns, in which * and
             ? stand for parts of one name: "layer3", "layer[34]", "features.*.block". No norm, and
             no convolution whose norm follows: other tools rebuild these.
-        block: channels -> module; ``SelfAttention2d.biggan``, a ``functools.partial``, or your own.
+        block: channels -> module; ``SelfAttention2d.biggan``, ``WindowAttention2d``, a
+            ``functools.partial``, or your own.
         example: what the model takes: a tensor; a tuple of positional inputs, ``(x, t)``; a dict of
             keyword inputs; anything else is the one input, ``[image]`` for torchvision's detectors.
-            None: zeros (1, C, 64, 96), with the C of the model's first convolution.
+            None: zeros (1, C, 64, 96), with the C of the model's first convolution (of the block's
+            dimensions: 4096 long, or 24 x 32 x 40).
 
     Raises:
         ValueError: no such layer (with near matches), one that has attention already, one that does
@@ -74,7 +80,8 @@ def insert_attention(
             raise ValueError(
                 f"{name!r} has attention already; remove_attention(model) takes it out"
             )
-    call = Call.of(_zeros_for(model) if example is None else example)
+    dimensions = _dimensions(block)
+    call = Call.of(_zeros_for(model, dimensions) if example is None else example, dimensions)
     places = find_places(model, layers, call)
     # All are made before the first is put in: one that fails leaves the model as it was.
     blocks = {name: block(place.map.shape[1]).to(place.map) for name, place in places.of.items()}
@@ -155,11 +162,21 @@ def _find(model: nn.Module, after: str | Iterable[str]) -> list[str]:
     return list(found)
 
 
-def _zeros_for(model: nn.Module) -> Tensor:
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+def _dimensions(block: Callable[[int], nn.Module]) -> int:
+    """Of the maps that a block of ours takes; 2 for what others make."""
+    while isinstance(block, partial):
+        block = block.func
+    owner: Any = getattr(block, "__self__", block)  # of SelfAttention3d.unet
+    ours = isinstance(owner, type) and issubclass(owner, MapAttention)
+    return owner.dimensions if ours else 2
+
+
+def _zeros_for(model: nn.Module, dimensions: int) -> Tensor:
+    kind: Any = CONVOLUTIONS[dimensions]
+    first = next((m for m in model.modules() if isinstance(m, kind)), None)
     if first is None:
         raise ValueError(
-            f"{type(model).__name__} has no convolution to tell the channels of its input; give "
-            "example= an input"
+            f"{type(model).__name__} has no convolution ({kind.__name__}) to tell the channels of its input; "
+            "give example= an input"
         )
-    return first.weight.new_zeros(1, first.in_channels, *_SIZE)
+    return first.weight.new_zeros(1, first.in_channels, *_SIZES[dimensions])

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+SIDES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
 
 def fit_widths(
     in_channels: int, qk_channels: int | None, value_channels: int | None, num_heads: int
@@ -58,10 +60,9 @@ def refuse_batch_norm(proj: nn.Module) -> None:
 
 def check_map(x: Tensor, mask: Tensor | None, in_channels: int, dimensions: int) -> None:
     if x.ndim != dimensions + 2 or x.shape[1] != in_channels:
-        sizes = ("depth", "height", "width")[3 - dimensions :] if dimensions > 1 else ("length",)
+        sides = ", ".join(SIDES[dimensions])
         raise ValueError(
-            f"expected a feature map (batch, {in_channels}, {', '.join(sizes)}), got shape "
-            f"{tuple(x.shape)}"
+            f"expected a feature map (batch, {in_channels}, {sides}), got shape {tuple(x.shape)}"
         )
     if mask is None:
         return

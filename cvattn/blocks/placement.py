@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from cvattn.blocks.dry_run import Call, Run, copied, run, same
+from cvattn.blocks.map_checks import SIDES
 from cvattn.blocks.upkeep import CHILD
 
 _TRIALS = 5  # places that are tried to name one that works
@@ -152,9 +153,10 @@ def _is_norm(layer: nn.Module) -> bool:
 
 
 def _check_map(name: str, output: Any, call: Call) -> None:
-    if not isinstance(output, Tensor) or output.ndim != 4:
+    if not isinstance(output, Tensor) or output.ndim != call.dimensions + 2:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise _Refused(name, f"{name!r} gives {shape}, not a feature map (batch, C, height, width)")
+        sides = ", ".join(SIDES[call.dimensions])
+        raise _Refused(name, f"{name!r} gives {shape}, not a feature map (batch, C, {sides})")
     if not output.is_floating_point():
         kind = str(output.dtype).removeprefix("torch.")
         raise _Refused(
@@ -163,7 +165,7 @@ def _check_map(name: str, output: Any, call: Call) -> None:
             + ("; insert before quantisation" if output.is_quantized else ""),
             hint=False,
         )
-    if call.image_size is None:
+    if call.image_size is None or call.dimensions != 2:
         return
     # Of an image that is not square, the height and width can be told from the channels.
     wide, (_, one, two, three) = call.image_size[1] / call.image_size[0], output.shape

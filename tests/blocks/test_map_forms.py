@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from functools import partial
 
 import pytest
 import torch
@@ -277,3 +278,35 @@ def test_cross_attention_refuses():
         block(x, torch.randn(2, 11, 10), context_mask=torch.ones(2, 11).long())
     with pytest.raises(ValueError, match=r"context_mask has shape \(2, 10\); expected \(2, 11\)"):
         block(x, torch.randn(2, 11, 10), context_mask=torch.ones(2, 10).bool())
+
+
+def sequences() -> nn.Sequential:
+    return nn.Sequential(nn.Conv1d(2, 16, 5, stride=2), nn.ReLU(), nn.Conv1d(16, 3, 3))
+
+
+def volumes() -> nn.Sequential:
+    return nn.Sequential(nn.Conv3d(2, 16, 3, stride=4), nn.ReLU(), nn.Conv3d(16, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("net", "block", "size"),
+    [
+        (sequences, SelfAttention1d, (47,)),
+        (sequences, partial(SelfAttention1d.unet, groups=4), (47,)),
+        (volumes, SelfAttention3d.biggan, (13, 17, 19)),
+    ],
+)
+def test_inserted_into_networks_of_sequences_and_volumes(net, block, size):
+    model, x = net().double().eval(), torch.randn(2, 2, *size)
+    before = model(x)
+    insert_attention(model, after="1", block=block)
+    assert torch.equal(model(x), before)
+    acting(model)
+    assert (model(x) - before).abs().max() > 1e-3
+    with capture_attention(model, rows=[0]) as maps:
+        model(x)
+    assert not maps.layout
+    with pytest.raises(
+        ValueError, match=r"gives .*, not a feature map \(batch, C, height, width\)"
+    ):
+        insert_attention(net().double(), after="1", example=x, block=SelfAttention2d)

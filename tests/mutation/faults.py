@@ -33,6 +33,8 @@ TILES_LOOP = TILES + "test_equals_the_loop_forward_and_gradients"
 HIDDEN = "core/test_nonfinite.py::test_not_finite_is_seen_by_those_who_may_alone"
 HEADS = "core/test_multi_head.py::test_trap_13_one_big_projection_equals_one_per_head"
 BLOCK = "blocks/test_self_attention2d.py::"
+FORMS = "blocks/test_map_forms.py::"
+LOCAL = "blocks/test_local_blocks.py::"
 BLOCK_LOOP = BLOCK + "test_equals_a_loop_over_positions[odd-small-map route]"
 
 FAULTS = (
@@ -232,31 +234,96 @@ FAULTS = (
     # The block
     Fault(
         "H and W swapped",
-        "blocks/self_attention2d.py",
-        ".unflatten(2, x.shape[-2:])",
+        "blocks/map_attention.py",
+        ".unflatten(2, x.shape[2:])",
         ".unflatten(2, x.shape[:-3:-1]).mT",
         (BLOCK_LOOP,),
     ),
     Fault(
         "gamma dropped",
-        "blocks/self_attention2d.py",
+        "blocks/map_attention.py",
         "torch.addcmul(x, self.gamma, attended)",
         "torch.add(x, attended)",
         (BLOCK_LOOP,),
     ),
     Fault(
         "residual dropped",
-        "blocks/self_attention2d.py",
+        "blocks/map_attention.py",
         "torch.addcmul(x, self.gamma, attended)",
         "torch.addcmul(torch.zeros_like(x), self.gamma, attended)",
         (BLOCK_LOOP,),
     ),
     Fault(
         "pooled keys without pooled values",
-        "blocks/self_attention2d.py",
-        "self._pool(self.value(",
-        "(lambda v: v[..., :: self.kv_pool, :: self.kv_pool])(self.value(",
+        "blocks/self_attention.py",
+        "(pool(x, self.kv_pool, ceil_mode=True) for x in (key, value))",
+        "(pool(key, self.kv_pool, ceil_mode=True), value[..., :: self.kv_pool, :: self.kv_pool])",
         (BLOCK + "test_equals_a_loop_over_positions[pooled, odd-small-map route]",),
+    ),
+    # The forms of U-Nets
+    Fault(
+        "scores without their factor",
+        "blocks/self_attention.py",
+        '"scale": self.scale,',
+        '"scale": 1.0,',
+        (FORMS + "test_equals_the_formula[unet]",),
+    ),
+    Fault(
+        "a projection that does not start at 0",
+        "blocks/map_attention.py",
+        "            _fill_zero(self.proj)\n",
+        "",
+        (FORMS + "test_a_new_block_is_the_identity_and_learns[unet]",),
+    ),
+    Fault(
+        "padding counted by the group norm",
+        "blocks/group_norm.py",
+        "count = mask.flatten(1).sum(1)",
+        "count = torch.ones_like(mask).flatten(1).sum(1)",
+        (FORMS + "test_padding_gives_and_gets_nothing[unet]",),
+    ),
+    Fault(
+        "padding attended to",
+        "blocks/self_attention.py",
+        "None if mask is None else mask.flatten(1)[:, None, None]",
+        "None",
+        (FORMS + "test_padding_gives_and_gets_nothing[common]",),
+    ),
+    Fault(
+        "padding pooled with what is real",
+        "blocks/self_attention.py",
+        'x.masked_fill(~mask[:, None], float("-inf"))',
+        "x",
+        (FORMS + "test_padding_gives_and_gets_nothing[biggan]",),
+    ),
+    Fault(
+        "the mask of a context turned round",
+        "blocks/cross_attention2d.py",
+        "context_mask.flatten(1)[:, None, None]",
+        "~context_mask.flatten(1)[:, None, None]",
+        (FORMS + "test_cross_attention[False-False]",),
+    ),
+    # Local forms
+    Fault(
+        "windows that are not shifted",
+        "blocks/window_attention2d.py",
+        "shift=self.shift,\n            key_mask",
+        "shift=(0, 0),\n            key_mask",
+        (LOCAL + "test_equals_the_global_block_under_the_mask[False-window, shifted]",),
+    ),
+    Fault(
+        "rows and columns swapped",
+        "blocks/axial_attention2d.py",
+        '(1, width) if self.axis == "row"',
+        '(1, width) if self.axis != "row"',
+        (LOCAL + "test_equals_the_global_block_under_the_mask[False-rows]",),
+    ),
+    Fault(
+        "a bias of other rows than were asked for",
+        "core/relative_bias.py",
+        "_offsets(grid[1], rows % grid[1], step[1])",
+        "_offsets(grid[1], rows // grid[0], step[1])",
+        (LOCAL + "test_weights_of_rows_are_those_of_the_global_block[window, where]",),
     ),
     # Positions, layers, data
     Fault(

@@ -176,7 +176,7 @@ def _zeros_for(model: nn.Module, dimensions: int) -> Tensor:
     first = next((m for m in model.modules() if isinstance(m, kind)), None)
     if first is None:
         raise ValueError(
-            f"{type(model).__name__} has no convolution ({kind.__name__}) to tell the channels of its input; "
-            "give example= an input"
+            f"{type(model).__name__} has no convolution ({kind.__name__}) to tell the channels of "
+            "its input; give example= an input"
         )
     return first.weight.new_zeros(1, first.in_channels, *_SIZES[dimensions])

@@ -5,13 +5,13 @@ about their queries: a mask or bias of one tile is that of all.
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from cvattn.core.attention import attention
-from cvattn.core.local.overlap import overlapping_tiles
+from cvattn.core.local.tiles import Run, cut, paste
 
 
 class Band(NamedTuple):
@@ -38,6 +38,14 @@ class Band(NamedTuple):
     def offset(self) -> int:
         return self.key_start - self.start
 
+    @property
+    def queries(self) -> Run:
+        return Run(self.start, self.tiles, self.size, self.size)
+
+    @property
+    def seen(self) -> Run:
+        return Run(self.key_start, self.tiles, self.size, self.keys)
+
 
 # The mask (queries, keys) and the bias (heads, queries, keys) of a tile, each None for none.
 Terms = Callable[[Band, Band], tuple[Tensor | None, Tensor | None]]
@@ -56,52 +64,20 @@ def banded_attention(
     dropout_p: float,
 ) -> Tensor:
     """Attention of each tile to its keys: (B, heads, H, W, Ev)."""
-    shown = None if key_mask is None else key_mask[:, None, :, :, None]
-    strips = []
-    for row in rows:
-        parts = []
-        for column in columns:
-            mask, bias = terms(row, column)
-            if bias is not None:
-                bias = bias[None]
-            if shown is not None:
-                # Two masks would become one with an entry for each score; a bias stays small.
-                if mask is not None:
-                    bias = query.new_zeros(mask.shape) if bias is None else bias
-                    bias = bias.masked_fill(~mask, float("-inf"))
-                mask = _keys(shown, row, column).mT
-            output = attention(
-                _queries(query, row, column),
-                _keys(key, row, column),
-                _keys(value, row, column),
-                attn_mask=mask,
-                attn_bias=bias,
-                scale=scale,
-                dropout_p=dropout_p,
-            )
-            parts.append(_as_map(output, query.shape[0], row, column))
-        strips.append(parts[0] if len(parts) == 1 else torch.cat(parts, 3))
-    return strips[0] if len(strips) == 1 else torch.cat(strips, 2)
-
-
-def _queries(x: Tensor, row: Band, column: Band) -> Tensor:
-    """(B, heads, H, W, E) -> (B * tiles, heads, queries, E)."""
-    x = x.narrow(2, row.start, row.tiles * row.size)
-    x = x.narrow(3, column.start, column.tiles * column.size)
-    x = x.unflatten(3, (column.tiles, column.size)).unflatten(2, (row.tiles, row.size))
-    return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
-
-
-def _keys(x: Tensor, row: Band, column: Band) -> Tensor:
-    """(B, heads, H, W, E) -> (B * tiles, heads, keys, E)."""
-    if row.keys == row.size and column.keys == column.size:
-        return _queries(x, row, column)
-    x = x.narrow(2, row.key_start, (row.tiles - 1) * row.size + row.keys)
-    x = x.narrow(3, column.key_start, (column.tiles - 1) * column.size + column.keys)
-    return overlapping_tiles(x, (row.size, column.size), (row.keys, column.keys))
-
-
-def _as_map(x: Tensor, batch: int, row: Band, column: Band) -> Tensor:
-    """(B * tiles, heads, queries, E) -> the band's part of the map, (B, heads, h, w, E)."""
-    x = x.unflatten(2, (row.size, column.size)).unflatten(0, (batch, row.tiles, column.tiles))
-    return x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
+    given = [band.queries for band in rows], [band.queries for band in columns]
+    seen = [band.seen for band in rows], [band.seen for band in columns]
+    shown = None if key_mask is None else cut(key_mask[:, None, :, :, None], *seen)
+    tiles = zip(cut(query, *given), cut(key, *seen), cut(value, *seen), strict=True)
+    parts = []
+    for index, (maps, band) in enumerate(zip(tiles, product(rows, columns), strict=True)):
+        mask, bias = terms(*band)
+        bias = None if bias is None else bias[None]
+        if shown is not None:
+            # Two masks would become one with an entry for each score; a bias stays small.
+            if mask is not None:
+                bias = query.new_zeros(mask.shape) if bias is None else bias
+                bias = bias.masked_fill(~mask, float("-inf"))
+            mask = shown[index].mT
+        output = attention(*maps, attn_mask=mask, attn_bias=bias, scale=scale, dropout_p=dropout_p)
+        parts.append(output)
+    return paste(parts, *given, query)

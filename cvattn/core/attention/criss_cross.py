@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cvattn.core.attention.criss_cross_autograd import CrissCross
-from cvattn.core.attention.criss_cross_tiles import attend_whole, sees_some
+from cvattn.core.attention.criss_cross_formula import attend_whole, sees_some
 from cvattn.core.attention.inputs import check_maps
 from cvattn.core.attention.plan import (
     AttentionCall,
@@ -70,7 +70,7 @@ def criss_cross_attention(
         seed = torch.randint(2**62, (1,)) if dropout_p > 0.0 else None
         tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
         run = torch.ops.cvattn.criss_cross if tracing else CrissCross.apply
-        return run(query, key, value, key_mask, scale, dropout_p, seed)
+        return run(query, key, value, key_mask, scale, dropout_p, seed)[0]
 
 
 def _describe(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> AttentionCall:

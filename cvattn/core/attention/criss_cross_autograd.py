@@ -8,18 +8,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from cvattn.core.attention.criss_cross_formula import joint_output, joint_weights
 from cvattn.core.attention.criss_cross_ops import LIBRARY
-from cvattn.core.attention.criss_cross_tiles import (
-    Dropout,
-    groups,
-    joint_output,
-    joint_weights,
-)
+from cvattn.core.attention.criss_cross_tiles import Dropout, Tile, groups
 from cvattn.core.attention.tiled_autograd import one_by_one
 
 
 class CrissCross(Function):
-    """(query, key, value, key_mask, scale, dropout_p, seed) -> output."""
+    """(query, key, value, key_mask, scale, dropout_p, seed) -> (output, log_sum)."""
 
     @staticmethod
     def forward(*args):
@@ -28,11 +24,12 @@ class CrissCross(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, scale, dropout_p, seed = inputs
-        ctx.save_for_backward(*tensors, seed)
+        ctx.save_for_backward(*output, *tensors, seed)
+        ctx.mark_non_differentiable(output[1])
         ctx.settings = (scale, dropout_p)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         *tensors, seed = ctx.saved_tensors
         return (*CrissCrossBackward.apply(grad, *tensors, *ctx.settings, seed), *[None] * 4)
 
@@ -46,7 +43,10 @@ class CrissCross(Function):
 
 
 class CrissCrossBackward(Function):
-    """(grad, query, key, value, key_mask, scale, dropout_p, seed) -> gradients of q, k and v."""
+    """(grad, output, log_sum, query, key, value, key_mask, scale, dropout_p, seed) -> gradients.
+
+    A function of grad, query, key and value: output and log_sum are those of the forward pass.
+    """
 
     @staticmethod
     def forward(*args):
@@ -61,8 +61,9 @@ class CrissCrossBackward(Function):
     @staticmethod
     def backward(ctx, *changes):
         *tensors, seed = ctx.saved_tensors
-        found = CrissCrossSecond.apply(*tensors, *ctx.settings, seed, *changes)
-        return (*found, *[None] * 4)
+        grad, _, _, *given = tensors
+        found = CrissCrossSecond.apply(grad, *given, *ctx.settings, seed, *changes)
+        return (found[0], None, None, *found[1:], *[None] * 4)
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -84,8 +85,8 @@ class CrissCrossSecond(Function):
         dropout = Dropout(dropout_p, seed)
         for group in groups(query, key, value, key_mask, scale):
             own = [x.flatten(0, 1)[group.samples].to(group.query.dtype) for x in (grad, *changes)]
-            for part in group.rectangles:
-                parts = _second_of_tile(group, part, dropout, *own)
+            for tile in group.tiles():
+                parts = _second_of_tile(tile, dropout, *own)
                 for total, (index, more) in zip((0, 1, 2, 2, 3, 3), parts, strict=True):
                     flat[total][group.samples][index] += more
         return tuple(total.to(x.dtype) for total, x in zip(found, given, strict=True))
@@ -107,39 +108,39 @@ class CrissCrossSecond(Function):
         return one_by_one(CrissCrossSecond, info, in_dims, args)
 
 
-def _second_of_tile(group, part, dropout, grad, d_query, d_key, d_value):
+def _second_of_tile(
+    tile: Tile, dropout: Dropout, grad: Tensor, d_query: Tensor, d_key: Tensor, d_value: Tensor
+) -> list[tuple[tuple[slice, ...], Tensor]]:
     """(where, what to add) for grad, query, and the rows and columns of key and value."""
-    rows, columns = part
-    every = slice(None)
-    rectangle, strip, column = (every, rows, columns), (every, rows), (every, every, columns)
-    leaves = [
-        x.detach().requires_grad_()
-        for x in (
-            grad[rectangle],
-            group.query[rectangle],
-            group.row_keys[strip],
-            group.column_keys[:, columns],
-            group.row_values[strip],
-            group.column_values[:, columns],
-        )
+    group, rows, columns = tile.group, tile.rows, tile.columns
+    given = [
+        grad[tile.own],
+        group.query[tile.own],
+        group.row_keys[:, rows],
+        group.column_keys[:, columns],
+        group.row_values[:, rows],
+        group.column_values[:, columns],
     ]
-    along = [
-        d_query[rectangle],
-        *(x for d in (d_key, d_value) for x in (d[strip], d.transpose(1, 2)[:, columns])),
-    ]
+    along = [d_query[tile.own] * group.scale]
+    for change in (d_key, d_value):
+        along += [change[:, rows], change.transpose(1, 2)[:, columns]]
+    kept = dropout.kept(tile)
     with torch.enable_grad():
-        u, q, row_keys, column_keys, row_values, column_values = leaves
-        shown = group.shown_to(part)
-        weights = joint_weights(q, row_keys, column_keys, shown, rows.start, group.scale)
-        kept = dropout.kept(group, part, weights)
-        weights = weights if kept is None else weights * kept
+        leaves = [x.detach().requires_grad_() for x in given]
+        u, query, row_keys, column_keys, row_values, column_values = leaves
+        # The queries are those times the scale.
+        weights = joint_weights(query, row_keys, column_keys, tile.shown, rows.start, 1.0)
+        if kept is not None:
+            weights = weights * torch.cat([kept[0], kept[1].transpose(1, 2)], -1)
         output = joint_output(weights, row_values, column_values)
         slopes = torch.autograd.grad(output, leaves[1:], u, create_graph=True)
-        total = sum((slope * change).sum() for slope, change in zip(slopes, along, strict=True))
-        found = torch.autograd.grad(total, leaves)
-    where = (rectangle, rectangle, strip, column, strip, column)
-    turned = (x if n not in (3, 5) else x.transpose(1, 2) for n, x in enumerate(found))
-    return list(zip(where, turned, strict=True))
+        pairs = zip(slopes, along, strict=True)
+        total = torch.stack([(slope * change).sum() for slope, change in pairs]).sum()
+        found = list(torch.autograd.grad(total, leaves))
+    found[1] = found[1] * group.scale
+    found[3], found[5] = found[3].transpose(1, 2), found[5].transpose(1, 2)
+    strip, pile = (slice(None), rows), (slice(None), slice(None), columns)
+    return list(zip((tile.own, tile.own, strip, pile, strip, pile), found, strict=True))
 
 
 def _sum_dtype(x: Tensor) -> torch.dtype:
@@ -153,15 +154,16 @@ def _refuse(what: str) -> None:
     )
 
 
+def _compiled_backward(ctx, grad, _):
+    *tensors, seed = ctx.saved_tensors
+    found = torch.ops.cvattn.criss_cross_backward(grad, *tensors, *ctx.settings, seed)
+    return (*found, *[None] * 4)
+
+
 # What a compiler, or a traced program, finds at the operator: the first derivative.
 torch.library.register_autograd(
     "cvattn::criss_cross",
-    lambda ctx, grad: (
-        *torch.ops.cvattn.criss_cross_backward(
-            grad, *ctx.saved_tensors[:-1], *ctx.settings, ctx.saved_tensors[-1]
-        ),
-        *[None] * 4,
-    ),
+    _compiled_backward,
     setup_context=CrissCross.setup_context,
     lib=LIBRARY,
 )

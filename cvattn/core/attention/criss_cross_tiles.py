@@ -1,120 +1,31 @@
-"""One softmax over a row and a column: of all of a map, or of one tile of its positions at a time.
+"""Tiles of criss-cross attention: rectangles of queries with all keys of their rows and columns.
 
-A tile is a rectangle of queries with all keys of its rows and of its columns, so that its softmax
-is final. Its scores are (rows, columns, W + H): those of the row first, then those of the column.
+So the softmax of a tile is final, and the products are large matrix products.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import product
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from cvattn.core.attention.criss_cross_formula import Shown, shown_by
 from cvattn.core.attention.precision import score_dtype
 
-# Scores of a tile, 4 MiB in float32.
-TILE = 2**20
-# Products with fewer rows are slow.
-LEAST_SIDE = 8
-
-
-class Shown(NamedTuple):
-    """What a ``key_mask`` shows to a rectangle of queries.
-
-    Attributes:
-        rows, columns: True = may be attended to, (..., R, 1, W) and (..., 1, C, H).
-        some: queries that may attend to something, (..., R, C, 1).
-    """
-
-    rows: Tensor
-    columns: Tensor
-    some: Tensor
-
-
-def sees_some(key_mask: Tensor) -> Tensor:
-    """(..., H, W) -> (..., H, W, 1): positions whose row or column has a key to attend to."""
-    return (key_mask.any(-1, keepdim=True) | key_mask.any(-2, keepdim=True))[..., None]
-
-
-def shown_by(key_mask: Tensor) -> Shown:
-    """Of all positions: (..., H, W) -> for R = H and C = W."""
-    return Shown(key_mask.unsqueeze(-2), key_mask.mT.unsqueeze(-3), sees_some(key_mask))
-
-
-def joint_weights(
-    query: Tensor,
-    row_keys: Tensor,
-    column_keys: Tensor,
-    shown: Shown | None,
-    first_row: int,
-    scale: float,
-) -> Tensor:
-    """softmax(scale * scores), (..., R, C, W + H).
-
-    Args:
-        query: (..., R, C, E), a rectangle of the map whose first row is ``first_row``.
-        row_keys: (..., R, W, E), the keys of its rows.
-        column_keys: (..., C, H, E), the keys of its columns.
-    """
-    query = query if scale == 1.0 else query * scale
-    row = query @ row_keys.mT
-    column = (query.transpose(-3, -2) @ column_keys.mT).transpose(-3, -2)
-    rows, height = query.shape[-3], column_keys.shape[-2]
-    # The position itself is among the keys of its row already.
-    at = torch.arange(rows, device=query.device) + first_row
-    hidden = at[:, None, None] == torch.arange(height, device=query.device)
-    if shown is not None:
-        row = row.masked_fill(~shown.rows, float("-inf"))
-        hidden = hidden | ~shown.columns
-    scores = torch.cat([row, column.masked_fill(hidden, float("-inf"))], -1)
-    if shown is None:
-        return scores.softmax(-1)
-    # A row of -inf alone would be 0/0.
-    return scores.masked_fill(~shown.some, 0.0).softmax(-1).masked_fill(~shown.some, 0.0)
-
-
-def joint_output(weights: Tensor, row_values: Tensor, column_values: Tensor) -> Tensor:
-    """(..., R, C, W + H) of weights, values as the keys are -> (..., R, C, Ev)."""
-    width = row_values.shape[-2]
-    column = weights[..., width:].transpose(-3, -2) @ column_values
-    return weights[..., :width] @ row_values + column.transpose(-3, -2)
-
-
-def attend_whole(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    key_mask: Tensor | None,
-    scale: float,
-    dropout_p: float,
-) -> Tensor:
-    """All positions at once, by operators of torch that have every derivative."""
-    shown = None if key_mask is None else shown_by(key_mask[:, None])
-    dtype = query.dtype
-    query, key, value = (x.to(score_dtype(dtype)) for x in (query, key, value))
-    weights = joint_weights(query, key, key.transpose(-3, -2), shown, 0, scale)
-    if dropout_p > 0.0:
-        weights = F.dropout(weights, dropout_p)
-    return joint_output(weights, value, value.transpose(-3, -2)).to(dtype)
-
-
-class Rectangle(NamedTuple):
-    """Rows and columns of the queries of a tile."""
-
-    rows: slice
-    columns: slice
+# Scores of a tile, 2 MiB in float32.
+TILE = 2**19
+# Products with fewer rows are slow; so are those with an uneven number.
+LEAST_SIDE = 16
 
 
 def tile_sides(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a tile: nearly a square, all of a map that is small enough."""
-    queries = max(1, TILE // (height + width))
-    side = max(LEAST_SIDE, int(queries**0.5))
-    rows = min(height, max(side, queries // max(width, 1)))
-    columns = min(width, max(side, queries // rows))
-    return rows, columns
+    """Rows and columns of a tile: all of a map that is small enough, else about as many of each."""
+    queries = TILE // (height + width)
+    if queries >= height * width:
+        return height, width
+    rows = min(height, max(LEAST_SIDE, LEAST_SIDE * round((queries**0.5) / LEAST_SIDE)))
+    columns = min(width, max(LEAST_SIDE, queries // rows // LEAST_SIDE * LEAST_SIDE))
+    return min(height, max(rows, queries // columns)), columns
 
 
 class Group:
@@ -122,57 +33,100 @@ class Group:
 
     Attributes:
         samples: which ones.
-        rectangles: the queries of each tile.
-        query: (samples, H, W, E).
-        row_keys, row_values: (samples, H, W, E or Ev); column_keys, column_values: (samples, W, H,
-            E or Ev).
+        query: (samples, H, W, E), times the scale.
+        row_keys, row_values: (samples, H, W, E or Ev).
+        column_keys, column_values: (samples, W, H, E or Ev).
+        shown: what the key mask shows; None = everything.
     """
 
     def __init__(
-        self,
-        samples: slice,
-        maps: Sequence[Tensor],
-        key_mask: Tensor | None,
-        scale: float,
+        self, samples: slice, maps: Sequence[Tensor], key_mask: Tensor | None, scale: float
     ) -> None:
         query, key, value = maps
         self.samples, self.scale = samples, scale
-        self.query, self.row_keys, self.row_values = query, key, value
-        self.column_keys = key.transpose(1, 2).contiguous()
-        self.column_values = value.transpose(1, 2).contiguous()
+        # Products copy what has another order of strides, as convolutions give it.
+        self.query = query.contiguous()
+        if scale != 1.0:
+            self.query = self.query * scale
+        self.row_keys, self.row_values = key.contiguous(), value.contiguous()
+        self.column_keys, self.column_values = (
+            x.transpose(1, 2).contiguous() for x in (key, value)
+        )
         self.shown = None if key_mask is None else shown_by(key_mask)
 
-    @cached_property
-    def rectangles(self) -> list[Rectangle]:
+    def tiles(self) -> Iterator["Tile"]:
+        """One after the other. If there are several, there is one sample."""
         height, width = self.query.shape[1:3]
         rows, columns = tile_sides(height, width)
-        return [
-            Rectangle(slice(y, min(y + rows, height)), slice(x, min(x + columns, width)))
-            for y, x in product(range(0, height, rows), range(0, width, columns))
-        ]
+        for y, x in product(range(0, height, rows), range(0, width, columns)):
+            yield Tile(self, slice(y, min(y + rows, height)), slice(x, min(x + columns, width)))
 
-    def shown_to(self, part: Rectangle) -> Shown | None:
-        """What the key mask shows to a rectangle."""
-        if self.shown is None:
+
+class Tile:
+    """A rectangle of queries of a group.
+
+    Of each pair of tensors here the first is (samples, rows, columns, W), of the keys of the rows,
+    and the second (samples, columns, rows, H), of those of the columns: as products make them.
+    """
+
+    def __init__(self, group: Group, rows: slice, columns: slice) -> None:
+        self.group, self.rows, self.columns = group, rows, columns
+        self.own, self.where = (slice(None), rows, columns), (group.samples, rows, columns)
+
+    def scores(self) -> tuple[Tensor, Tensor]:
+        """The scores, -inf where a key is hidden."""
+        group = self.group
+        row, column = self.products(group.query, group.row_keys, group.column_keys)
+        # The position itself is among the keys of its row already.
+        count = self.rows.stop - self.rows.start
+        column.diagonal(self.rows.start, -2, -1)[..., :count].fill_(float("-inf"))
+        shown = self.shown
+        if shown is not None:
+            row.masked_fill_(~shown.rows, float("-inf"))
+            column.masked_fill_(~shown.columns.transpose(1, 2), float("-inf"))
+        return row, column
+
+    @property
+    def shown(self) -> Shown | None:
+        """What the key mask shows to these queries."""
+        shown = self.group.shown
+        if shown is None:
             return None
-        rows, columns = part
         return Shown(
-            self.shown.rows[:, rows],
-            self.shown.columns[:, :, columns],
-            self.shown.some[:, rows, columns],
+            shown.rows[:, self.rows], shown.columns[:, :, self.columns], shown.some[self.own]
         )
 
-    def weights(self, part: Rectangle) -> Tensor:
-        """The weights of a tile, (samples, rows, columns, W + H)."""
-        rows, columns = part
-        return joint_weights(
-            self.query[:, rows, columns],
-            self.row_keys[:, rows],
-            self.column_keys[:, columns],
-            self.shown_to(part),
-            rows.start,
-            self.scale,
-        )
+    def products(self, x: Tensor, by_row: Tensor, by_column: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each query's vector in x with those of its row and those of its column."""
+        x = x[self.own]
+        row, column = by_row[:, self.rows], by_column[:, self.columns]
+        return _bmm(x, row.mT), _bmm(x.transpose(1, 2), column.mT)
+
+    def sums(self, row: Tensor, column: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
+        """Of the vectors of row and column by these weights, (samples, rows, columns, width)."""
+        found = _bmm(row, by_row[:, self.rows])
+        return found.add_(_bmm(column, by_column[:, self.columns]).transpose(1, 2))
+
+    def add_sums(
+        self, to_rows: Tensor, to_columns: Tensor, row: Tensor, column: Tensor, x: Tensor
+    ) -> None:
+        """Add to each key the queries' vectors in x by these weights."""
+        x = x[self.own]
+        for total, weights, vectors in (
+            (to_rows[:, self.rows], row, x),
+            (to_columns[:, self.columns], column, x.transpose(1, 2)),
+        ):
+            total.flatten(0, 1).baddbmm_(weights.mT.flatten(0, 1), vectors.flatten(0, 1))
+
+    @staticmethod
+    def subtract(row: Tensor, column: Tensor, x: Tensor) -> None:
+        """A number of each query, (samples, rows, columns), from all of its numbers."""
+        row.sub_(x[..., None])
+        column.sub_(x.transpose(1, 2)[..., None])
+
+
+def _bmm(left: Tensor, right: Tensor) -> Tensor:
+    return torch.bmm(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, left.shape[:2])
 
 
 def groups(
@@ -197,13 +151,21 @@ class Dropout:
     def __init__(self, dropout_p: float, seed: Tensor | None) -> None:
         self.dropout_p, self.seed = dropout_p, None if seed is None else int(seed)
 
-    def kept(self, group: Group, part: Rectangle, weights: Tensor) -> Tensor | None:
+    def kept(self, tile: Tile) -> tuple[Tensor, Tensor] | None:
         """0, or 1 / (1 - p), for each weight; None = no dropout."""
         if self.seed is None:
             return None
-        height, width = group.query.shape[1:3]
-        at = (group.samples.start * height + part.rows.start) * width + part.columns.start
-        generator = torch.Generator(weights.device)
+        samples, height, width = tile.group.query.shape[:3]
+        rows, columns = (part.stop - part.start for part in (tile.rows, tile.columns))
+        at = (tile.group.samples.start * height + tile.rows.start) * width + tile.columns.start
+        device, dtype = tile.group.query.device, tile.group.query.dtype
+        generator = torch.Generator(device)
         generator.manual_seed(self.seed + at)
-        drawn = torch.rand(weights.shape, generator=generator, device=weights.device)
-        return (drawn >= self.dropout_p).to(weights.dtype).div_(1.0 - self.dropout_p)
+        shapes = (samples, rows, columns, width), (samples, columns, rows, height)
+        row, column = (
+            (torch.rand(shape, generator=generator, device=device) >= self.dropout_p)
+            .to(dtype)
+            .div_(1.0 - self.dropout_p)
+            for shape in shapes
+        )
+        return row, column

@@ -1,11 +1,18 @@
 """Attention of each position to those nearest to it."""
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
 from cvattn.core.attention.inputs import check_maps
 from cvattn.core.local.bands import Band, banded_attention
 from cvattn.core.local.inputs import check_neighborhood
+
+# Sides of tiles, and the queries of a tile at which half of the time is not its products': fitted
+# to times of windows of 3 x 3 to 13 x 13 and 1 x 31 on a map of 256 x 256, on one core.
+_SIDES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48)
+_THIN = 72
 
 
 def neighborhood_attention(
@@ -120,8 +127,17 @@ def _undilated(
 
 
 def tile_sides(window: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a tile of queries."""
-    return 8, 8
+    """Rows and columns of a tile of queries: what costs least.
+
+    Larger ones multiply more keys that are hidden, (rows + kh - 1) * (columns + kw - 1) a query;
+    smaller ones have thin products.
+    """
+
+    def cost(sides: tuple[int, int]) -> float:
+        keys = (sides[0] + window[0] - 1) * (sides[1] + window[1] - 1)
+        return keys * (1 + _THIN / (sides[0] * sides[1]))
+
+    return min(product(_SIDES, _SIDES), key=cost)
 
 
 def neighborhood_bands(size: int, window: int, tile: int, device: torch.device) -> list[Band]:

@@ -20,6 +20,7 @@ from means import mean_text  # noqa: E402
 PACKAGES = (
     *("cvattn", "cvattn.blocks", "cvattn.maps", "cvattn.explorer", "cvattn.weights"),
     *("cvattn.testing", "cvattn.cost", "cvattn.models", "cvattn.core", "cvattn.core.masks"),
+    *("cvattn.core.local",),
     *("cvattn.core.positions", "cvattn.checkpoint", "cvattn.inference", "cvattn.data"),
     *("cvattn.tasks", "cvattn.harness"),
 )

@@ -132,7 +132,7 @@ CASES = {
     SAGANClassifier: (
         [
             {"widths": (8, 16, 8), "attention": attention, "attention_after": ("stem", "stage2")}
-            for attention in ("common", "pooled", "biggan", "frozen", "convolution", "none")
+            for attention in ("common", "pooled", "biggan", "unet", "frozen", "convolution", "none")
         ],
         (5,),
         (IMAGES,),

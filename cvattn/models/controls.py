@@ -1,5 +1,6 @@
 """The attention blocks that a network can have by name, and controls at the cost of one."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -18,11 +19,19 @@ def frozen_attention(channels: int) -> SelfAttention2d:
     return block
 
 
+def unet_attention(channels: int) -> SelfAttention2d:
+    """The form of U-Nets with at most 32 groups and heads of at most 64 channels."""
+    return SelfAttention2d.unet(
+        channels, groups=math.gcd(channels, 32), head_dim=math.gcd(channels, 64)
+    )
+
+
 # Name -> channels -> block.
 BLOCKS: dict[str, Callable[[int], nn.Module]] = {
     "common": SelfAttention2d,
     "pooled": partial(SelfAttention2d, kv_pool=2),
     "biggan": SelfAttention2d.biggan,
+    "unet": unet_attention,
     "frozen": frozen_attention,
 }
 

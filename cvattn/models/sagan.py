@@ -12,7 +12,7 @@ from cvattn.models.controls import BLOCKS, ConvolutionControl
 from cvattn.models.image_input import check_images
 from cvattn.models.whitening import PatchWhitening
 
-Attention = Literal["common", "pooled", "biggan", "frozen", "convolution", "none"]
+Attention = Literal["common", "pooled", "biggan", "unet", "frozen", "convolution", "none"]
 # One node each in a graph of torch.fx, whose tracer knows no shapes.
 torch.fx.wrap("check_images")
 torch.fx.wrap("_check_large_enough")
@@ -36,8 +36,9 @@ class SAGANClassifier(nn.Module):
         image_size: (H, W) of most images, 9 pixels or more each way; others of such sizes work too.
         widths: channels of stage1, stage2 and stage3; the stem has 8 for each of the image's.
         attention: which block. "common" (:class:`cvattn.SelfAttention2d`), "pooled" (with keys and
-            values 2x2-pooled), "biggan" (its released form), "none"; or a control at the cost of
-            "common": "frozen" (gamma stays 0) or "convolution" (:class:`ConvolutionControl`).
+            values 2x2-pooled), "biggan" (its released form), "unet" (the form of U-Nets),
+            "none"; or a control at the cost of "common": "frozen" (gamma stays 0) or "convolution"
+            (:class:`ConvolutionControl`).
         attention_after: names of the layers that a block follows ("stem", "stage1", ...). For
             32x32 images these have maps of 31, 15, 7 and 3.
 

@@ -32,8 +32,8 @@ class TimmCNN(nn.Module):
             of this network; safetensors too.
         small_images: a stem for images of about 32 pixels (:func:`keep_early_size`).
         attention: ``{"after": ..., "block": ...}``: the layers, as in :func:`insert_attention`, and
-            which block: "common", "pooled" (keys and values 2x2-pooled), "biggan", or "frozen"
-            (gamma stays 0: a control). None = no attention.
+            which block: "common", "pooled" (keys and values 2x2-pooled), "biggan", "unet", or
+            "frozen" (gamma stays 0: a control). None = no attention.
 
     Shape:
         (B, in_channels, H, W) -> (B, num_classes).

@@ -14,7 +14,7 @@ def images(batch: int, model: SAGANClassifier) -> torch.Tensor:
     return torch.randn(batch, model.in_channels, *model.image_size)
 
 
-@pytest.mark.parametrize("form", ["common", "pooled", "biggan", "convolution"])
+@pytest.mark.parametrize("form", ["common", "pooled", "biggan", "unet", "convolution"])
 @pytest.mark.parametrize(
     ("in_channels", "image_size"), [(1, (9, 11)), (3, (33, 17)), (2, (9, 9)), (5, (10, 64))]
 )

@@ -7,9 +7,13 @@ from cvattn.weights.sagan_blocks import from_biggan, from_self_attn
 from cvattn.weights.timm_vit import from_timm
 from cvattn.weights.torch_nn import from_torch, to_torch
 from cvattn.weights.torchvision_vit import from_torchvision
+from cvattn.weights.unet_blocks import from_compvis, from_guided_diffusion, from_mmseg
 
 __all__ = [
     "from_biggan",
+    "from_compvis",
+    "from_guided_diffusion",
+    "from_mmseg",
     "from_self_attn",
     "from_timm",
     "from_torch",

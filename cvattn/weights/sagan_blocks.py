@@ -5,13 +5,13 @@ of gamma and in where they keep spectral normalisation.
 """
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cvattn.blocks import SelfAttention2d
+from cvattn.weights.state_dicts import block_of, pointwise, take
 
 _SELF_ATTN = {"query": "query_conv", "key": "key_conv", "value": "value_conv"}
 _BIGGAN = {"query": "theta", "key": "phi", "value": "g", "proj": "o"}
@@ -79,24 +79,10 @@ def _take(
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """gamma, as the start of our state dict, and the parts of each layer by our name for it."""
     wanted = ["gamma", *(f"{layer}.{part}" for layer in layers.values() for part in parts)]
-    found = {key.removeprefix(prefix): key for key in state_dict if key.startswith(prefix)}
-    missing = [name for name in wanted if name not in found]
-    unknown = [name for name in found if name not in wanted]
-    if missing or unknown:
-        said = [f"{prefix}{name} is missing" for name in missing]
-        said += [f"{prefix}{name} is unknown{_near(name, missing or wanted)}" for name in unknown]
-        more = f"; and {len(said) - 12} more" if len(said) > 12 else ""
-        raise ValueError("; ".join(said[:12]) + more + _elsewhere(state_dict, prefix, layers))
-    tensors = {name: state_dict[found[name]].detach() for name in wanted}
+    tensors = take(state_dict, prefix, wanted, first=layers["query"])
     for name, tensor in tensors.items():
-        if tensor.is_meta or tensor.is_quantized:
-            kind = "quantized" if tensor.is_quantized else "on the meta device"
-            raise ValueError(f"{prefix}{name} is {kind}; expected ordinary numbers")
-        if name.endswith((".weight", ".weight_orig")) and tensor.shape[2:] != (1, 1):
-            raise ValueError(
-                f"{prefix}{name} has the shape {tuple(tensor.shape)}; expected that of a 1x1 "
-                "convolution, (outputs, inputs, 1, 1)"
-            )
+        if name.endswith((".weight", ".weight_orig")):
+            pointwise(f"{prefix}{name}", tensor)
     if tensors["gamma"].numel() != 1:
         raise ValueError(
             f"{prefix}gamma has the shape {tuple(tensors['gamma'].shape)}; expected one value"
@@ -105,22 +91,6 @@ def _take(
         ours: {part: tensors[f"{theirs}.{part}"] for part in parts}
         for ours, theirs in layers.items()
     }
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
-def _elsewhere(state_dict: Mapping[str, Tensor], prefix: str, layers: Mapping[str, str]) -> str:
-    """Where in a larger state dict such a block is, if not here."""
-    first = f".{layers['query']}."
-    places = dict.fromkeys(
-        f".{key}".partition(first)[0].removeprefix(".") for key in state_dict if first in f".{key}"
-    )
-    others = [repr(f"{place}." if place else "") for place in places]
-    others = [each for each in others if each != repr(prefix)]
-    return f"; such a block is at prefix={' and '.join(others)}" if others else ""
 
 
 def _normalised(layer: str, weight: Tensor, u: Tensor, v: Tensor) -> dict[str, Tensor]:
@@ -134,21 +104,16 @@ def _block(state: dict[str, Tensor], *, kv_pool: int) -> SelfAttention2d:
     spectral = "query.weight" not in state
     weight = "parametrizations.weight.original" if spectral else "weight"
     query, value = state[f"query.{weight}"], state[f"value.{weight}"]
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # what is drawn is thrown away
+
+    def make() -> SelfAttention2d:
         block = SelfAttention2d(
             query.shape[1],
             qk_channels=query.shape[0],
             value_channels=value.shape[0] if f"proj.{weight}" in state else None,
             kv_pool=kv_pool,
         )
-        for layer in block.projections():
-            if "query.bias" not in state:
-                layer.register_parameter("bias", None)
-            if spectral:
-                torch.nn.utils.parametrizations.spectral_norm(layer)
-    block.to(device=query.device, dtype=query.dtype)
-    try:
-        block.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"the tensors do not fit each other: {error}") from error
-    return block
+        for layer in block.projections() if spectral else ():
+            torch.nn.utils.parametrizations.spectral_norm(layer)
+        return block
+
+    return block_of(make, state, query)

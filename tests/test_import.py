@@ -27,8 +27,8 @@ PUBLIC = {
     "cvattn.testing": "AttentionCheckError Report check_attention slow_attention",
     "cvattn.cost": "AttentionCost count_macs count_parameters explain_attention predict_peak "
     "training_pflop",
-    "cvattn.weights": "from_biggan from_compvis from_guided_diffusion from_mmseg from_self_attn "
-    "from_timm from_torch from_torchvision to_torch",
+    "cvattn.weights": "from_biggan from_compvis from_diffusers from_guided_diffusion from_mmseg "
+    "from_self_attn from_timm from_torch from_torchvision to_diffusers to_torch",
     "cvattn.cli": "main",
     "cvattn.data": "BatchLoader CIFAR100Data CIFAR10Data Choice DataError DataInfo DataModule "
     "DigitLinesData DigitsData Facts FolderData ImageDataModule LineFolderData StringsData VIEWS "
@@ -48,6 +48,7 @@ PUBLIC = {
 HEAVY = {
     *("lightning", "pytorch_lightning", "hydra", "omegaconf", "timm", "torchvision"),
     *("matplotlib", "rich", "sklearn", "pyarrow", "torchmetrics", "PIL"),
+    *("diffusers", "monai", "einops", "transformers"),
 }
 
 

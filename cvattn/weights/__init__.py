@@ -1,8 +1,11 @@
 """Other people's weights into ours and back: one importer for each source.
 
-timm and torchvision are loaded by the call that needs them, not by importing this.
+timm, torchvision, diffusers and MONAI are loaded by the call that needs them, not by importing
+this.
 """
 
+from cvattn.weights.diffusers_attention import from_diffusers
+from cvattn.weights.diffusers_export import to_diffusers
 from cvattn.weights.sagan_blocks import from_biggan, from_self_attn
 from cvattn.weights.timm_vit import from_timm
 from cvattn.weights.torch_nn import from_torch, to_torch
@@ -12,11 +15,13 @@ from cvattn.weights.unet_blocks import from_compvis, from_guided_diffusion, from
 __all__ = [
     "from_biggan",
     "from_compvis",
+    "from_diffusers",
     "from_guided_diffusion",
     "from_mmseg",
     "from_self_attn",
     "from_timm",
     "from_torch",
     "from_torchvision",
+    "to_diffusers",
     "to_torch",
 ]

@@ -41,6 +41,13 @@ def copy_parameters(target: nn.Module, source: nn.Module) -> None:
         target.eps = source.eps
 
 
+def copy_group_norm(target: nn.GroupNorm | None, source: nn.GroupNorm) -> None:
+    """Weights and epsilon; one of the two may be our ``MapGroupNorm``."""
+    assert target is not None  # made with it, for this
+    copy_parameters(target, source)
+    target.eps = source.eps
+
+
 def emptied(module: nn.Module) -> nn.Module:
     """With its parameters on the meta device, to be replaced one by one; buffers stay."""
     for part in module.modules():

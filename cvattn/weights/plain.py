@@ -19,7 +19,11 @@ _OLD_NORMS = (
 
 
 def check_plain(
-    model: nn.Module, libraries: tuple[str, ...], places: Mapping[str, tuple[type[nn.Module], ...]]
+    model: nn.Module,
+    libraries: tuple[str, ...],
+    places: Mapping[str, tuple[type[nn.Module], ...]],
+    *,
+    kept: tuple[str, ...] = (),
 ) -> None:
     """Refuse a model of which some part is not what its library makes it of.
 
@@ -27,13 +31,21 @@ def check_plain(
         model: whose own type was checked.
         libraries: modules whose classes may be in it, such as "torch.nn.modules".
         places: {regular expression for a whole name: types that may stand there}.
+        kept: names of tensors that the library's own classes keep, which decide nothing.
 
     Raises:
         ValueError: the name of a layer, what is wrong with it, and what to do.
     """
     for name, module in model.named_modules(remove_duplicate=False):
-        for reason in _reasons(name, module, libraries, places):
+        for reason in _reasons(name, module, libraries, places, kept):
             raise ValueError(f"{name or 'the module itself'} {reason}")
+
+
+def refuse_options(found: Mapping[str, bool], message: str) -> None:
+    """Raise ValueError with the names of what is there in place of the message's {}, if any is."""
+    names = [name for name, there in found.items() if there]
+    if names:
+        raise ValueError(message.format(", ".join(names)))
 
 
 def _reasons(
@@ -41,6 +53,7 @@ def _reasons(
     module: nn.Module,
     libraries: tuple[str, ...],
     places: Mapping[str, tuple[type[nn.Module], ...]],
+    kept: tuple[str, ...],
 ) -> Iterator[str]:
     if parametrize.is_parametrized(module):
         names = [name for name, _ in module.parametrizations.named_children()]  # type: ignore[union-attr]
@@ -61,7 +74,7 @@ def _reasons(
     if module._forward_hooks or module._forward_pre_hooks:
         yield f"has forward hooks, which may change what it gives ({_OLD_NORMS}): remove them first"
     for key, value in vars(module).items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and key not in kept:
             yield f"keeps {key} as a computed tensor, not as a parameter ({_OLD_NORMS})"
     for key, parameter in module.named_parameters(recurse=False):
         if type(parameter) is not nn.Parameter:

@@ -11,15 +11,12 @@ from torch import Tensor, nn
 
 from cvattn.models import VisionTransformer
 from cvattn.weights.copying import emptied, set_parameter
+from cvattn.weights.plain import refuse_options
 
 
 def refuse_if(found: dict[str, bool], where: str = "") -> None:
     """Name what is there and has no counterpart."""
-    names = [name for name, there in found.items() if there]
-    if names:
-        raise ValueError(
-            f"the model uses {', '.join(names)}{where}, which VisionTransformer here has not"
-        )
+    refuse_options(found, f"the model uses {{}}{where}, which VisionTransformer here has not")
 
 
 def one_for_all(name: str, values: list) -> Any:

@@ -28,7 +28,8 @@ PUBLIC = {
     "cvattn.cost": "AttentionCost count_macs count_parameters explain_attention predict_peak "
     "training_pflop",
     "cvattn.weights": "from_biggan from_compvis from_diffusers from_guided_diffusion from_mmseg "
-    "from_self_attn from_timm from_torch from_torchvision to_diffusers to_torch",
+    "from_monai from_self_attn from_timm from_torch from_torchvision to_diffusers to_monai "
+    "to_torch",
     "cvattn.cli": "main",
     "cvattn.data": "BatchLoader CIFAR100Data CIFAR10Data Choice DataError DataInfo DataModule "
     "DigitLinesData DigitsData Facts FolderData ImageDataModule LineFolderData StringsData VIEWS "

@@ -6,6 +6,7 @@ this.
 
 from cvattn.weights.diffusers_attention import from_diffusers
 from cvattn.weights.diffusers_export import to_diffusers
+from cvattn.weights.monai_attention import from_monai, to_monai
 from cvattn.weights.sagan_blocks import from_biggan, from_self_attn
 from cvattn.weights.timm_vit import from_timm
 from cvattn.weights.torch_nn import from_torch, to_torch
@@ -18,10 +19,12 @@ __all__ = [
     "from_diffusers",
     "from_guided_diffusion",
     "from_mmseg",
+    "from_monai",
     "from_self_attn",
     "from_timm",
     "from_torch",
     "from_torchvision",
     "to_diffusers",
+    "to_monai",
     "to_torch",
 ]

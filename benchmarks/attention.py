@@ -19,14 +19,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import machine
-from cases import CASES, FEWEST, OURS, QUICK_CASES, ROW, Case
+from cases import CASES, FEWEST, LOCAL_PEERS, OURS, QUICK_CASES, ROW, Case
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rows import Row, exponent, is_measured, make_rows, put_rows, read_rows
 
 HERE = Path(__file__).resolve().parent
-EXPONENTS = (("scan-map-", OURS, 1.1), ("scan-class_row-", ROW, 1.1))
+EXPONENTS = (
+    ("scan-map-", OURS, 1.1),
+    ("scan-class_row-", ROW, 1.1),
+    *((f"form-{kind}-", OURS, 1.1) for kind in ("map", "unet", *LOCAL_PEERS)),
+)
 
 
 def main() -> int:

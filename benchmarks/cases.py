@@ -9,6 +9,7 @@ OURS = "ours"
 LAYOUTS = ("", " channels_last")
 COMMON = tuple(f"common{layout}" for layout in LAYOUTS)
 SDPA = tuple(f"SDPA{layout}" for layout in LAYOUTS)
+DIFFUSERS, MONAI = "diffusers", "MONAI"
 TIMM, MHA, MHA_WEIGHTS = "timm", "nn.MHA", "nn.MHA weights"
 ROW = "ours with class row"
 TOKEN_SDPA = "SDPA"  # our own layers around torch's kernel
@@ -24,13 +25,25 @@ def _other(method: str) -> str:
     return f"{method}{LAYOUTS[1]}"
 
 
+Local = Literal["window", "neighborhood", "axial", "criss_cross"]
+Kind = Local | Literal["map", "pooled", "unet", "tokens", "class_row"]
+# What each local form stands beside.
+LOCAL_PEERS: dict[Local, str] = {
+    "window": "torchvision Swin",
+    "neighborhood": "unfold",
+    "axial": "SDPA by axis",
+    "criss_cross": "common criss-cross",
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One table row of the benchmark.
 
     Attributes:
         name: unique; what ``--only`` looks at.
-        kind: ``map`` (common form), ``pooled`` (released form), ``tokens`` or ``class_row``.
+        kind: ``map`` (common form), ``pooled`` (released form), ``unet``, a local form
+            (``window``, ``neighborhood``, ``axial``, ``criss_cross``), ``tokens`` or ``class_row``.
         shape: (B, C, H, W) of a map, (B, N, D) of tokens.
         mask: "padding" = a sample of tokens ends early, in each another length; "causal"; or "".
         methods: what runs side by side; the first is the subject, the others its alternatives.
@@ -42,7 +55,7 @@ class Case:
     """
 
     name: str
-    kind: Literal["map", "pooled", "tokens", "class_row"]
+    kind: Kind
     dtype: str
     shape: tuple[int, ...]
     passes: str
@@ -99,6 +112,55 @@ def _map_case(
         rivals=(*COMMON, *SDPA),
         time_targets={"best": time},
         memory_target=memory,
+    )
+
+
+def _unet_case(
+    shape: tuple[int, int, int, int],
+    heads: int,
+    dtype: str,
+    passes: str = BOTH,
+    *,
+    prefix: str = "",
+) -> Case:
+    return Case(
+        name=f"{prefix}unet-{shape[1]}-{shape[2]}x{shape[3]}-{dtype}-{passes}",
+        kind="unet",
+        dtype=dtype,
+        shape=shape,
+        passes=passes,
+        methods=tuple(f"{name}{layout}" for name in (OURS, DIFFUSERS, MONAI) for layout in LAYOUTS),
+        rivals=tuple(f"{name}{layout}" for name in (DIFFUSERS, MONAI) for layout in LAYOUTS),
+        heads=heads,
+        time_targets={"best": 1.0},
+    )
+
+
+def _form_case(kind: Literal["map", "unet"], side: int) -> Case:
+    """What a form that sees all costs on a map of that side, beside the local ones."""
+    return Case(
+        name=f"form-{kind}-{side}x{side}-float32",
+        kind=kind,
+        dtype="float32",
+        shape=(1, 64, side, side),
+        passes=BOTH,
+        methods=(OURS,),
+        heads=4,
+        rounds=3 if side > 64 else FEWEST,
+    )
+
+
+def _local_case(kind: Local, side: int, *, prefix: str = "") -> Case:
+    return Case(
+        name=f"{prefix}{kind}-{side}x{side}-float32",
+        kind=kind,
+        dtype="float32",
+        shape=(1, 64, side, side),
+        passes=BOTH,
+        methods=(OURS, LOCAL_PEERS[kind]),
+        heads=4,
+        time_targets={"best": 1.0},
+        rounds=FEWEST,
     )
 
 
@@ -172,6 +234,7 @@ def _scan_case(side: int) -> Case:
 
 _LARGE, _SMALL = (2, 128, 100, 100), ((32, 128, 32, 32), (64, 128, 16, 16), (128, 256, 8, 8))
 _DTYPES = ("float32", "bfloat16")
+_SIDES = (16, 32, 64, 128, 256)
 _MASKS: tuple[Literal["padding", "causal"], ...] = ("padding", "causal")
 
 CASES: tuple[Case, ...] = (
@@ -194,6 +257,15 @@ CASES: tuple[Case, ...] = (
     *(_row_case((8, 1025, 384), 6, d) for d in _DTYPES),
     *(_row_case((2, n, 384), 6, "float32", prefix="scan-", loose=True) for n in (257, 1025, 4097)),
     *(_scan_case(side) for side in (32, 64, 100, 128, 192, 256)),
+    *(
+        _unet_case(shape, heads, d)
+        for shape, heads in (((16, 256, 16, 16), 4), ((4, 128, 32, 32), 4), ((1, 512, 64, 64), 1))
+        for d in _DTYPES
+    ),
+    _unet_case((16, 256, 16, 16), 4, "float32", FORWARD),
+    _unet_case((1, 512, 64, 64), 1, "float32", FORWARD),
+    *(_local_case(kind, side, prefix="form-") for kind in LOCAL_PEERS for side in _SIDES),
+    *(_form_case(kind, side) for kind in ("map", "unet") for side in _SIDES),
 )
 
 # To see that everything works, in about a minute; no figure is read from these.
@@ -208,6 +280,9 @@ QUICK_CASES: tuple[Case, ...] = (
         for mask in _MASKS
     ),
     _row_case((3, 17, 24), 2, "float32", prefix="quick-", loose=True),
+    _unet_case((2, 32, 5, 7), 2, "float32", prefix="quick-"),
+    # A multiple of the window: torchvision pads others, with zeros that are attended to.
+    *(_local_case(kind, 16, prefix="quick-") for kind in LOCAL_PEERS),
 )
 
 

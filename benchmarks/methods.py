@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from cases import BOTH, MHA, MHA_WEIGHTS, OURS, ROW, TIMM, TOKEN_SDPA, Case
+from forms import build_form
 from peers import (
     CommonSelfAttention,
     SdpaSelfAttention,
@@ -51,6 +52,8 @@ def build_method(case: Case, name: str) -> Method:
         ours = _our_block(case)
         peers = {"common": CommonSelfAttention, "SDPA": SdpaSelfAttention}
         module = ours if kind == OURS else peers[kind](ours)
+    elif len(case.shape) == 4:
+        module = build_form(case, kind)
     else:
         tokens = _our_tokens(case)
         modules = {

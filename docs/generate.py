@@ -37,6 +37,7 @@ def all_pages(docs: Path) -> None:
     (docs / "generated" / "keys.md").write_text(keys_page(ROOT / "conf"))
     (docs / "generated" / "training.md").write_text(training_table(ROOT / "results"))
     (docs / "generated" / "speed.md").write_text(speed_tables(ROOT / "results"))
+    (docs / "generated" / "forms.md").write_text(forms_table(ROOT / "results"))
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(notebook, docs / "notebooks")
 
@@ -186,12 +187,7 @@ def _accuracy(rows: list[dict[str, str]], key: str) -> str:
 def speed_tables(results: Path) -> str:
     """Ours against the best of the others, for each machine that was measured."""
     parts = []
-    files = [
-        file
-        for file in sorted(results.glob("attention_*.csv"))
-        if not file.name.startswith("attention_ablation")
-    ]
-    for file in files:
+    for file in _speed_files(results):
         # Ours against the best of the others; the scans over sizes are in the picture.
         rows = [
             row
@@ -199,7 +195,7 @@ def speed_tables(results: Path) -> str:
             if row["method"].startswith("ours")
             and row["versus"]
             and not row["versus"].startswith("ours")
-            and not row["case"].startswith("scan")
+            and not row["case"].startswith(("scan", "form"))
         ]
         first = rows[0]
         parts += [f"### {first['cpu']}, {first['threads']} threads", ""]
@@ -218,6 +214,54 @@ def speed_tables(results: Path) -> str:
             parts.append("| " + " | ".join([*cells, row["commit"]]) + " |")
         parts.append("")
     return "\n".join(parts)
+
+
+_FORMS = {
+    "map": "`SelfAttention2d(C)`",
+    "unet": "`SelfAttention2d.unet`",
+    "window": "`WindowAttention2d.unet`, 8x8",
+    "neighborhood": "`NeighborhoodAttention2d.unet`, 7x7",
+    "axial": "`AxialAttention2d.unet`",
+    "criss_cross": "`CrissCrossAttention2d.unet`",
+}
+
+
+def forms_table(results: Path) -> str:
+    """What each form costs on maps of each size, on the machines where that was measured."""
+    parts = []
+    for file in _speed_files(results):
+        found = {
+            tuple(row["case"].split("-")[1:3]): row
+            for row in _rows(file)
+            if row["case"].startswith("form-") and row["method"] == "ours"
+        }
+        if not found:
+            continue
+        sides = sorted({side for _, side in found}, key=lambda side: int(side.split("x")[0]))
+        parts += [f"| form | {' | '.join(sides)} |", "|---" * (len(sides) + 1) + "|"]
+        for kind, name in _FORMS.items():
+            cells = [_time_and_peak(found.get((kind, side))) for side in sides]
+            parts.append(f"| {name} | {' | '.join(cells)} |")
+        first = next(iter(found.values()))
+        commits = dict.fromkeys(row["commit"] for row in found.values())
+        parts += [
+            "",
+            f"{first['cpu']}, {first['threads']} threads, torch {first['torch']}, "
+            f"commits {', '.join(commits)}. `python benchmarks/attention.py --only 'form-*'`",
+            "",
+        ]
+    return "\n".join(parts)
+
+
+def _time_and_peak(row: dict[str, str] | None) -> str:
+    if row is None or not row["median_ms"]:
+        return ""
+    return f"{float(row['median_ms']):.3g} ms, {float(row['peak_mib']):.0f} MiB"
+
+
+def _speed_files(results: Path) -> list[Path]:
+    files = sorted(results.glob("attention_*.csv"))
+    return [file for file in files if not file.name.startswith("attention_ablation")]
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

@@ -22,7 +22,8 @@ from cvattn.maps import capture_attention
 from cvattn.models import SAGANClassifier, Transformer, VisionTransformer
 
 if TYPE_CHECKING:
-    from cvattn.explorer import explore
+    from cvattn.explorer.explore import explore
+    from cvattn.weights.replacement import replace_attention
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "insert_attention",
     "load",
     "remove_attention",
+    "replace_attention",
     "split_parameters",
 ]
 
@@ -58,6 +60,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name == "explore":
         return import_module(f"{__name__}.explorer").explore
+    if name == "replace_attention":
+        return import_module(f"{__name__}.weights.replacement").replace_attention
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -14,7 +14,7 @@ PUBLIC = {
     "cvattn": "AxialAttention2d CrissCrossAttention2d CrossAttention2d Decoder Encoder "
     "MultiHeadAttention NeighborhoodAttention2d SAGANClassifier SelfAttention1d SelfAttention2d "
     "SelfAttention3d Transformer VisionTransformer WindowAttention2d capture_attention explore "
-    "insert_attention load remove_attention split_parameters",
+    "insert_attention load remove_attention replace_attention split_parameters",
     "cvattn.core": "Alphabet AxialRotary Decoder DecoderCache DecoderLayer DropPath Encoder "
     "EncoderLayer FeedForward LayerScale MultiHeadAttention RelativeGridBias Rotary Rotation "
     "attention attention_weights masks positions record_routes use_route",

@@ -1,8 +1,6 @@
 """Attention into any CNN: inserted after a layer, in place, and out again."""
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, TypeVar
 
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 
 from cvattn.blocks.absence import Absence
 from cvattn.blocks.dry_run import Call
+from cvattn.blocks.layer_names import find_layers
 from cvattn.blocks.map_attention import CONVOLUTIONS, MapAttention
 from cvattn.blocks.placement import check_unchanged, find_places
 from cvattn.blocks.self_attention2d import SelfAttention2d
@@ -71,7 +70,7 @@ def insert_attention(
             pass that needs an example; a model that is wrapped, compiled, scripted or lazy.
     """
     check_unwrapped(model)  # first: the wrapper's names are others than the caller's
-    names = _find(model, after)
+    names = find_layers(model, after, besides=CHILD)
     check_changeable(model, names)
     check_initialised(model)
     layers = {name: model.get_submodule(name) for name in names}
@@ -113,7 +112,7 @@ def remove_attention(model: Model, *, after: str | Iterable[str] | None = None) 
     if after is None:
         chosen = list(model.modules())
     else:
-        names = _find(model, after)
+        names = find_layers(model, after, besides=CHILD)
         chosen = [model.get_submodule(name) for name in names]
         without = [n for n, layer in zip(names, chosen, strict=True) if CHILD not in layer._modules]
         if without:
@@ -139,27 +138,6 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     for name, parameter in model.named_parameters():
         (new if CHILD in name.split(".") else old).append(parameter)
     return new, old
-
-
-def _find(model: nn.Module, after: str | Iterable[str]) -> list[str]:
-    known = [name for name, _ in model.named_modules() if name]
-    found: dict[str, None] = {}
-    for pattern in [after] if isinstance(after, str) else after:
-        parts = pattern.split(".")
-        hits = [
-            name
-            for name in known
-            if len(parts) == name.count(".") + 1
-            and all(map(fnmatchcase, name.split("."), parts))
-            and CHILD not in name.split(".")
-        ]
-        if not hits:
-            near = get_close_matches(pattern, known) or known[:8]
-            raise ValueError(
-                f"{type(model).__name__} has no layer {pattern!r}; did you mean {', '.join(near)}?"
-            )
-        found.update(dict.fromkeys(hits))
-    return list(found)
 
 
 def _dimensions(block: Callable[[int], nn.Module]) -> int:

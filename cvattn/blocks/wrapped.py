@@ -22,23 +22,22 @@ def check_unwrapped(module: nn.Module, name: str = "") -> None:
     what = repr(name) if name else "the model"
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError(
-            f"{what} is a {type(module).__name__}; insert into the module that it was made from, "
+            f"{what} is a {type(module).__name__}; change the module that it was made from, "
             "before TorchScript"
         )
     if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
         raise ValueError(
-            f"{what} is compiled; insert into the module that it was made from, before "
-            "torch.compile"
+            f"{what} is compiled; change the module that it was made from, before torch.compile"
         )
     if isinstance(module, nn.parallel.DistributedDataParallel):
         raise ValueError(
             f"{what} is in DistributedDataParallel, which would not average the new gradients; "
-            "insert into the plain module, then wrap it"
+            "change the plain module, then wrap it"
         )
     fsdp = sys.modules.get("torch.distributed.fsdp")  # nothing is sharded unless it is loaded
     if fsdp is not None and isinstance(module, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)):
         raise ValueError(
-            f"{what} is sharded (FSDP), which would not shard the new parameters; insert into the "
+            f"{what} is sharded (FSDP), which would not shard the new parameters; change the "
             "plain module, then shard it"
         )
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from cvattn.blocks import SelfAttention2d
 from cvattn.weights.state_dicts import block_of, pointwise, take
 
-_SELF_ATTN = {"query": "query_conv", "key": "key_conv", "value": "value_conv"}
-_BIGGAN = {"query": "theta", "key": "phi", "value": "g", "proj": "o"}
+SELF_ATTN = {"query": "query_conv", "key": "key_conv", "value": "value_conv"}
+BIGGAN = {"query": "theta", "key": "phi", "value": "g", "proj": "o"}
 
 
 def from_self_attn(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> SelfAttention2d:
@@ -40,7 +40,7 @@ def from_self_attn(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> Sel
     spectral = f"{prefix}query_conv.weight_orig" in state_dict
     weights = ["weight_orig", "weight_u", "weight_v"] if spectral else ["weight"]
     biases = ["bias"] if f"{prefix}query_conv.bias" in state_dict else []
-    state, layers = _take(state_dict, prefix, _SELF_ATTN, [*weights, *biases])
+    state, layers = _take(state_dict, prefix, SELF_ATTN, [*weights, *biases])
     for name, part in layers.items():
         if spectral:
             state |= _normalised(name, *(part[each] for each in weights))
@@ -63,7 +63,7 @@ def from_biggan(state_dict: Mapping[str, Tensor], *, prefix: str = "") -> SelfAt
     """
     spectral = f"{prefix}theta.u0" in state_dict
     parts = ["weight", "u0", "sv0"] if spectral else ["weight"]
-    state, layers = _take(state_dict, prefix, _BIGGAN, parts)
+    state, layers = _take(state_dict, prefix, BIGGAN, parts)
     for name, part in layers.items():
         if spectral:
             matrix = part["weight"].flatten(1)

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script.:FutureWarning"),
 ]
 
-BATCH, HEADS = 2, 3
+BATCH, HEADS = 2, 2
 TILE = (3, 2)  # of neighbourhoods, so that small maps have several
 FUNCTIONS = {
     "window": (window_attention, masks.window_mask_2d),
@@ -118,8 +118,14 @@ def expected_of(name, options, maps, key_mask=None, bias=None, **terms):
     return found.unflatten(2, size)
 
 
-@pytest.mark.parametrize("with_all", [False, True])
-@pytest.mark.parametrize(("name", "options", "size"), CASES)
+@pytest.mark.parametrize(
+    ("name", "options", "size", "with_all", "route"),
+    [
+        *((*case, with_all, "planned") for case in CASES for with_all in (False, True)),
+        *((*case, True, route) for case in FEW_CASES for route in ("direct", "tiled")),
+    ],
+    indirect=["route"],
+)
 def test_equals_the_reference_forward_and_gradients(name, options, size, with_all, route):
     maps, table, bias, terms = make_maps(size), None, None, {}
     if with_all:
@@ -137,7 +143,9 @@ def test_equals_the_reference_forward_and_gradients(name, options, size, with_al
 
 
 @pytest.mark.parametrize(("name", "options", "size"), FEW_CASES)
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("masked", "route"), [(False, "planned"), (True, "tiled")], indirect=["route"]
+)
 def test_second_derivative(name, options, size, masked, route):
     maps = make_maps(size)
     key_mask = make_key_mask(size) if masked else None
@@ -153,7 +161,11 @@ def test_second_derivative(name, options, size, masked, route):
 
 
 @pytest.mark.parametrize(("name", "options", "size"), FEW_CASES)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("bad", "route"),
+    [(float("nan"), "tiled"), (float("inf"), "planned"), (float("nan"), "direct")],
+    indirect=["route"],
+)
 def test_what_is_hidden_may_be_anything(name, options, size, bad, route):
     function, maps = FUNCTIONS[name][0], [x.detach() for x in make_maps(size)]
     key_mask = make_key_mask(size)
@@ -196,6 +208,7 @@ def test_dropout_drops_weights(name, options, size, route):
 
 
 @pytest.mark.parametrize(("name", "options", "size"), FEW_CASES)
+@pytest.mark.parametrize("route", ["tiled"], indirect=True)
 def test_the_gradient_is_that_of_the_weights_that_were_kept(name, options, size, route):
     maps = [x[:1, :1, :5, :7].detach().requires_grad_() for x in make_maps(size, 2, 2)]
 
@@ -209,8 +222,15 @@ def test_the_gradient_is_that_of_the_weights_that_were_kept(name, options, size,
 
 
 @pytest.mark.parametrize(("name", "options", "size"), FEW_CASES)
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "masked", "route"),
+    [
+        (torch.bfloat16, True, "tiled"),
+        (torch.bfloat16, False, "planned"),
+        (torch.float16, True, "planned"),
+    ],
+    indirect=["route"],
+)
 def test_half_precision_is_as_exact_as_the_reference(name, options, size, masked, dtype, route):
     maps = [x.detach().to(dtype) for x in make_maps(size)]
     key_mask = make_key_mask(size) if masked else None
@@ -228,6 +248,7 @@ def test_half_precision_is_as_exact_as_the_reference(name, options, size, masked
 
 
 @pytest.mark.parametrize(("name", "options", "size"), FEW_CASES)
+@pytest.mark.parametrize("route", ["planned"], indirect=True)
 def test_autocast(name, options, size, route):
     maps = [x.detach().float() for x in make_maps(size)]
     with torch.autocast("cpu", torch.bfloat16):
@@ -247,8 +268,7 @@ def test_function_transforms(name, options, size):
     def theirs(*inputs):
         return expected_of(name, options, inputs)
 
-    for got, want in zip(*(jvp(f, tuple(maps), tuple(tangents)) for f in (ours, theirs))):  # noqa: B905
-        assert_near(got, want)
+    assert_near(*(jvp(f, tuple(maps), tuple(tangents))[1] for f in (ours, theirs)))
     several = [torch.stack([x, x.flip(0) * 0.3]) for x in maps]
     assert_near(vmap(ours)(*several), vmap(theirs)(*several))
 
@@ -267,6 +287,18 @@ def test_meta_and_empty_batches(name, options, size):
     assert on_meta.is_meta
     assert on_meta.shape == (BATCH, HEADS, *size, 4)
     assert function(*(x[:0] for x in maps), **options).shape == (0, HEADS, *size, 4)
+
+
+def test_forward_mode_over_tiles_of_crosses_is_refused():
+    """Where scores are few they are stored, and then there is every derivative."""
+    maps = [x.detach() for x in make_maps((7, 11))]
+    with use_route("tiled"), pytest.raises(NotImplementedError, match=r'use_route\("direct"\)'):
+        jvp(criss_cross_attention, tuple(maps), tuple(maps))
+    with use_route("tiled"):
+        mapped = vmap(criss_cross_attention)(*(torch.stack([x.flip(0), x]) for x in maps))
+    assert_near(mapped[1], criss_cross_attention(*maps))
+    with use_route("fused"), pytest.raises(ValueError, match="one softmax over a row and a column"):
+        criss_cross_attention(*maps)
 
 
 def test_routes_are_recorded():
@@ -292,9 +324,9 @@ WRONG = [
     ("neighborhood", {"window": (3, 4)}, {}, "window=(3, 4) must be odd on each axis"),
     ("neighborhood", {"window": (7, 3)}, {}, "a window of at most 5 there"),
     ("neighborhood", {"window": (3, 3), "dilation": 2}, {}, "needs a height of at least 6"),
-    ("neighborhood", {"window": (3, 3)}, {"bias": (3, 3, 3)}, "2 * kw - 1) = (3, 5, 5)"),
-    ("criss-cross", {}, {"query": (2, 3, 5, 4, 3)}, "they must be equal"),
-    ("criss-cross", {}, {"query": (2, 3, 5, 7, 2)}, "query is 2 wide, key is 3 wide"),
+    ("neighborhood", {"window": (3, 3)}, {"bias": (3, 3, 3)}, "2 * kw - 1) = (2, 5, 5)"),
+    ("criss-cross", {}, {"query": (2, 2, 5, 4, 3)}, "they must be equal"),
+    ("criss-cross", {}, {"query": (2, 2, 5, 7, 2)}, "query is 2 wide, key is 3 wide"),
     ("criss-cross", {}, {"query": (2, 5, 7, 3)}, "expected 5 dimensions"),
 ]
 
@@ -315,10 +347,57 @@ def test_types_that_are_refused():
         criss_cross_attention(*maps, key_mask=torch.ones(2, 5, 7))
     with pytest.raises(TypeError, match="cast them to one dtype"):
         criss_cross_attention(maps[0].float(), *maps[1:])
-    table = torch.ones(3, 5, 5, dtype=torch.bool)
+    table = torch.ones(2, 5, 5, dtype=torch.bool)
     with pytest.raises(TypeError, match="expected a float tensor"):
         neighborhood_attention(*maps, window=(3, 3), bias=table)
     with pytest.raises(ValueError, match=r"bias\(\(3, 7\)\) has shape \(1, 2\)"):
         window_attention(*maps, window=(3, 9), bias=lambda grid: torch.ones(1, 2))
     with pytest.raises(ValueError, match="a map without positions"):
         window_attention(*(x[:, :, :0] for x in maps), window=(3, 9))
+
+
+# The functions of a compiled or exported program, with all that they take.
+PROGRAMS = {
+    "window": lambda q, k, v, mask: window_attention(
+        q, k, v, window=(4, 3), shift=(2, 1), key_mask=mask, bias=_bias_of_grid
+    ),
+    "neighborhood": lambda q, k, v, mask: neighborhood_attention(
+        q, k, v, window=(3, 5), dilation=(2, 1), key_mask=mask
+    ),
+    "criss-cross": lambda q, k, v, mask: criss_cross_attention(q, k, v, key_mask=mask),
+}
+
+
+def _bias_of_grid(grid):
+    return torch.arange(HEADS * (grid[0] * grid[1]) ** 2).view(HEADS, grid[0] * grid[1], -1).sin()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled(name, masked, route):
+    maps, program = make_maps((13, 11)), PROGRAMS[name]
+    mask = make_key_mask((13, 11)) if masked else None
+    torch._dynamo.reset()
+    actual = torch.compile(program, fullgraph=True, backend="aot_eager")(*maps, mask)
+    expected = program(*maps, mask)
+    assert_near(actual, expected)
+    wanted = torch.autograd.grad(scalar(expected), maps)
+    for got, want in zip(torch.autograd.grad(scalar(actual), maps), wanted, strict=True):
+        assert_near(got, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_exported_with_an_open_batch(name):
+    class Program(torch.nn.Module):
+        def forward(self, q, k, v, mask):
+            return PROGRAMS[name](q, k, v, mask)
+
+    given = [*(x.detach() for x in make_maps((13, 11))), make_key_mask((13, 11))]
+    batch = {0: torch.export.Dim("batch", min=1)}
+    with torch.no_grad():
+        program = torch.export.export(Program(), tuple(given), dynamic_shapes=[batch] * 4)
+    assert not any("cvattn" in str(node.target) for node in program.graph.nodes)
+    more = [torch.cat([x, x.flip(0), x[:1]]) for x in given]
+    assert_near(program.module()(*more), PROGRAMS[name](*more))

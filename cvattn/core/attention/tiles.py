@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cvattn.core.attention.inputs import causal_rows
+from cvattn.core.attention.inputs import causal_rows, known
 
 # Scores in one tile: 4 MiB in float32, about what the caches of two cores hold. Half of it
 # is slower at 100 x 100 positions, twice no faster.
@@ -88,7 +89,7 @@ class Terms:
     def allowed(self, tile: Tile, device: torch.device) -> Tensor | None:
         """True = may attend, (samples, rows, keys) with 1 where shared; None = everything."""
         allowed = None if self.attn_mask is None else self.part(self.attn_mask, tile)
-        bias = self.bias(tile)
+        bias = self.bias(tile) if self._bias_may_hide else None
         if bias is not None:
             finite = bias != float("-inf")
             allowed = finite if allowed is None else allowed & finite
@@ -98,27 +99,39 @@ class Terms:
             allowed = causal if allowed is None else allowed & causal
         return allowed
 
+    @cached_property
+    def _bias_may_hide(self) -> bool:
+        """False where the bias is known to have no -inf, which spares each tile several passes."""
+        return self.attn_bias is not None and not known(self.attn_bias != float("-inf"))
+
     def bias(self, tile: Tile) -> Tensor | None:
         """The bias of a tile, (samples, rows, keys) with 1 where shared."""
         return None if self.attn_bias is None else self.part(self.attn_bias, tile)
 
     def add_bias_grad(self, total: Tensor, grad: Tensor, tile: Tile) -> None:
         """Add a tile's gradient of the scores to the bias's, summed where the bias is shared."""
-        for index, one in enumerate(range(tile.samples.start, tile.samples.stop)):
-            batch, head = one // self.heads % total.shape[0], one % self.heads % total.shape[1]
-            part = total[batch, head]
-            part = part[tile.rows] if part.shape[0] > 1 else part
-            part = part[:, tile.keys] if part.shape[1] > 1 else part
-            part += grad[index].to(part.dtype).sum_to_size(part.shape)
+        place = total[:, :, tile.rows] if total.shape[2] > 1 else total
+        place = place[..., tile.keys] if total.shape[3] > 1 else place
+        grad = grad.to(total.dtype)
+        if total.shape[:2] == (1, 1):
+            place[0] += grad.sum_to_size(1, *place.shape[2:])
+            return
+        batch, head = self._index(tile, total)
+        grad = grad.sum_to_size(len(grad), *place.shape[2:])
+        place.flatten(0, 1).index_add_(0, batch * total.shape[1] + head, grad)
 
     def part(self, term: Tensor, tile: Tile) -> Tensor:
-        """A tile's part of a mask or bias, (samples, rows, keys) with 1 where shared."""
+        """A tile's part of a mask or bias, (samples, rows, keys) with 1 where shared by all."""
         term = as_4d(term)
         # Rows and keys first, which are views: the samples are gathered and copied.
         term = term[:, :, tile.rows] if term.shape[2] > 1 else term
         term = term[..., tile.keys] if term.shape[3] > 1 else term
+        return term[0] if term.shape[:2] == (1, 1) else term[self._index(tile, term)]
+
+    def _index(self, tile: Tile, term: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the samples of a tile stand in the batch and heads of a mask or bias."""
         one = torch.arange(tile.samples.start, tile.samples.stop, device=term.device)
-        return term[one // self.heads % term.shape[0], one % self.heads % term.shape[1]]
+        return one // self.heads % term.shape[0], one % self.heads % term.shape[1]
 
 
 def as_4d(term: Tensor) -> Tensor:

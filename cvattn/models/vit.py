@@ -50,6 +50,7 @@ class VisionTransformer(ImageTokens):
         stem_bias: of the stem's last convolution.
         pre_norm: a norm before the encoder (CLIP).
         fc_norm: the last norm after pooling, not before.
+        final_norm: False = no last norm at all (RADIO, InternViT).
         device, dtype: of parameters and tables.
 
     Shape:
@@ -57,8 +58,8 @@ class VisionTransformer(ImageTokens):
 
     Raises:
         ValueError: sizes that do not divide, unknown choices, a class token that is to be pooled
-            and is not there; at run time, images of another channel count or, in
-            eval mode, size.
+            and is not there, no last norm that is to be after pooling; at run time, images of
+            another channel count or, in eval mode, size.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class VisionTransformer(ImageTokens):
         stem_bias: bool = True,
         pre_norm: bool = False,
         fc_norm: bool = False,
+        final_norm: bool = True,
         gradient_checkpointing: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -99,6 +101,8 @@ class VisionTransformer(ImageTokens):
             raise ValueError(f"pool={pool!r}; expected one of ['mean', 'cls', 'attention']")
         if pool == "cls" and class_token is False:
             raise ValueError("pool='cls' needs a class token; given class_token=False")
+        if fc_norm and not final_norm:
+            raise ValueError("fc_norm=True is a last norm; given final_norm=False")
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         norms: dict[str, Any] = {"eps": norm_eps, **made}
         super().__init__(
@@ -131,7 +135,7 @@ class VisionTransformer(ImageTokens):
             qkv_bias=qkv_bias,
             qk_norm=qk_norm,
             ffn_norm=ffn_norm,
-            final_norm=not fc_norm,
+            final_norm=final_norm and not fc_norm,
             gradient_checkpointing=gradient_checkpointing,
             **layers,
             **made,

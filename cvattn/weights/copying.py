@@ -6,10 +6,12 @@ from torch import Tensor, nn
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
 
-def set_parameter(owner: nn.Module, name: str, *sources: Tensor, part: int | None = None) -> None:
-    """Make ``owner.name`` a parameter: the copy of one tensor, of several packed, or of a third."""
+def set_parameter(
+    owner: nn.Module, name: str, *sources: Tensor, part: int | None = None, parts: int = 3
+) -> None:
+    """Make ``owner.name`` a parameter: the copy of one tensor, of several packed, or of a part."""
     value = torch.cat([s.detach() for s in sources]) if len(sources) > 1 else sources[0].detach()
-    value = value if part is None else value.chunk(3)[part]
+    value = value if part is None else value.chunk(parts)[part]
     wanted = owner.get_parameter(name).shape
     if value.shape != wanted:
         raise ValueError(f"{name} has the shape {tuple(value.shape)}; expected {tuple(wanted)}")

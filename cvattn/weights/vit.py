@@ -1,13 +1,13 @@
 """What the importers of other libraries' Vision Transformers share.
 
-A ViT with its class token in front of the tokens has a row for it in the table of positions. Ours
-needs none: one learned vector is enough, so the row is added to the token.
+A ViT with a class token and registers in front of the tokens may have rows for them in the table of
+positions. Ours needs none: one learned vector is enough, so the row is added to the token.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cvattn.models import VisionTransformer
 from cvattn.weights.copying import emptied, set_parameter
@@ -22,7 +22,8 @@ def refuse_if(found: dict[str, bool], where: str = "") -> None:
 def one_for_all(name: str, values: list) -> Any:
     """The value that all layers share."""
     if len(set(values)) > 1:
-        raise ValueError(f"{name}: the model has {sorted(set(values))}; ours has one for all")
+        found = sorted(set(values), key=lambda value: (str(type(value)), value))
+        raise ValueError(f"{name}: the model has {found}; ours has one for all")
     return values[0]
 
 
@@ -34,11 +35,32 @@ def empty_vit(num_classes: int, like: Tensor, **arguments: Any) -> VisionTransfo
     return ours
 
 
-def copy_positions(ours: Any, token: nn.Parameter | None, table: nn.Parameter) -> None:
-    """``token`` (1, 1, D) and ``table`` (1, N, D), or (1, 1 + N, D) with the token's own row."""
-    own_row = table.shape[1] - ours.grid[0] * ours.grid[1]
-    if token is not None:
-        folded = token[0, 0] + table[0, 0] if own_row else token[0, 0]
-        set_parameter(ours, "class_token", folded.detach().requires_grad_(token.requires_grad))
-    rows = table[0, own_row:]
-    set_parameter(ours.positions, "table", rows.detach().requires_grad_(table.requires_grad))
+def copy_positions(
+    ours: Any, token: Tensor | None, table: Tensor | None, registers: Tensor | None = None
+) -> None:
+    """``token`` (1, 1, D), ``registers`` (1, R, D), ``table`` (1, N, D) or with their rows first.
+
+    Raises:
+        ValueError: the table has rows for another number of tokens.
+    """
+    before = [each for each in (token, registers) if each is not None]
+    own = 0
+    if table is not None:
+        places, count = ours.grid[0] * ours.grid[1], sum(each.shape[1] for each in before)
+        own = table.shape[1] - places
+        if own not in (0, count):
+            raise ValueError(
+                f"the table of positions has {table.shape[1]} rows; expected {places} for the "
+                f"grid of {ours.grid}, or {places + count} with the tokens before it"
+            )
+        rows = table[0, own:]
+        set_parameter(ours.positions, "table", rows.detach().requires_grad_(table.requires_grad))
+    start = 0
+    for name, given in (("class_token", token), ("registers", registers)):
+        if given is None:
+            continue
+        end = start + given.shape[1]
+        folded = given[0] + table[0, start:end] if own and table is not None else given[0]
+        folded = folded[0] if name == "class_token" else folded
+        set_parameter(ours, name, folded.detach().requires_grad_(given.requires_grad))
+        start = end

@@ -164,11 +164,11 @@ OPTIONS = {
     "ls1": ("init_values",),
     "ls2": ("init_values",),
     "norm_pre": ("pre_norm=",),
-    "norm1": ("eps of the norms",),
     "fc_norm": ("fc_norm=",),
+    "rope": ("rope_type of",),
     "patch_drop": ("patch_drop_rate",),
-    "q_norm": ("qk_norm=",),
-    "k_norm": ("qk_norm=",),
+    "q_norm": ("(attn.q_norm)",),
+    "k_norm": ("(attn.k_norm)",),
     "act": ("act_layer=",),
     "head": ("num_classes=0",),
     "heads": ("representation_size",),
@@ -177,6 +177,33 @@ OPTIONS = {
     "conv_proj": ("conv_stem_configs",),
     "query_conv": ("key_conv.weight is unknown",),
 }
+
+
+def dinov3():
+    from timm.layers import RmsNorm
+    from timm.models.eva import Eva
+
+    return Eva(
+        img_size=12,
+        patch_size=4,
+        num_classes=7,
+        embed_dim=16,
+        depth=1,
+        num_heads=2,
+        mlp_ratio=2,
+        qkv_fused=False,
+        qk_norm=True,
+        swiglu_mlp=True,
+        scale_mlp=True,
+        norm_layer=RmsNorm,
+        init_values=0.3,
+        num_reg_tokens=2,
+        use_pre_transformer_norm=True,
+        use_abs_pos_emb=False,
+        use_rot_pos_emb=True,
+        rope_type="dinov3",
+        drop_path_rate=0.1,
+    )
 
 
 def from_state(take):
@@ -205,6 +232,12 @@ SOURCES = {
     "timm": (
         from_timm,
         lambda: timm_vit(depth=1, img_size=12, init_values=0.1, drop_path_rate=0.1),
+        (IMAGES,),
+    ),
+    "timm's DINOv3": (from_timm, lambda: fill(dinov3()), (IMAGES,)),
+    "timm's SigLIP": (
+        from_timm,
+        lambda: timm_vit(depth=1, img_size=12, global_pool="map", class_token=False),
         (IMAGES,),
     ),
     "torchvision": (from_torchvision, lambda: torchvision_vit(num_layers=1), (IMAGES,)),

@@ -66,7 +66,7 @@ def route(request, monkeypatch):
         return
     monkeypatch.setattr(tiles, "TILE", 2000)
     monkeypatch.setattr(tiles, "LEAST_ROWS", 3)
-    monkeypatch.setattr(criss_cross_tiles, "TILE", 400)
+    monkeypatch.setattr(criss_cross_tiles, "TILE", 200)
     monkeypatch.setattr(criss_cross_tiles, "LEAST_SIDE", 3)
     with use_route(request.param):
         yield request.param

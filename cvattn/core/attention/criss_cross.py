@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cvattn.core.attention.criss_cross_autograd import CrissCross
-from cvattn.core.attention.criss_cross_formula import attend_whole, sees_some
+from cvattn.core.attention.criss_cross_formula import attend_whole
 from cvattn.core.attention.inputs import check_maps
 from cvattn.core.attention.plan import (
     AttentionCall,
@@ -58,10 +58,10 @@ def criss_cross_attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     route = take_route(_describe(query, key, value, dropout_p), _choose, _why_impossible)
     if key_mask is not None:
-        # Here, since a weight of 0 does not hide a NaN.
+        # A weight of 0 does not hide a NaN. This fill's derivative cuts what a NaN in a query that
+        # sees nothing would give to the keys.
         hidden = ~key_mask[:, None, :, :, None]
         key, value = key.masked_fill(hidden, 0.0), value.masked_fill(hidden, 0.0)
-        query = query.masked_fill(~sees_some(key_mask)[:, None], 0.0)
     dtype = autocast_dtype(query) or query.dtype
     query, key, value = (x.to(dtype) for x in (query, key, value))
     with without_autocast(query):

@@ -9,7 +9,7 @@ import torch
 
 # Where Linux tells; a test puts another tree here.
 _ROOT = Path("/")
-_GUARDED = ContextVar("_GUARDED", default=True)
+_SHAPES_ALONE = ContextVar("_SHAPES_ALONE", default=False)
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -36,14 +36,14 @@ def available_bytes(device: torch.device) -> int | None:
 def check_fits(size: int, device: torch.device, what: str, advice: str) -> None:
     """Raise MemoryError, saying what to do instead, if ``size`` bytes are not available.
 
-    Nothing happens where the free memory is unknown, or inside :func:`unguarded`.
+    Nothing happens where the free memory is unknown, or inside :func:`shapes_alone`.
 
     Args:
         size: bytes that are about to be allocated on ``device``.
         what: who needs them, as the start of a sentence ("The scores of 65536 x 65536 tokens").
         advice: what to do, as a sentence of its own.
     """
-    if not _GUARDED.get():
+    if are_shapes_alone():
         return
     available = available_bytes(device)
     if available is not None and size > available:
@@ -54,13 +54,18 @@ def check_fits(size: int, device: torch.device, what: str, advice: str) -> None:
 
 
 @contextmanager
-def unguarded() -> Iterator[None]:
-    """Let :func:`check_fits` pass: for shapes that are only traced, where nothing is allocated."""
-    token = _GUARDED.set(False)
+def shapes_alone() -> Iterator[None]:
+    """For shapes that are only traced: nothing is allocated, and numbers are taken to be finite."""
+    token = _SHAPES_ALONE.set(True)
     try:
         yield
     finally:
-        _GUARDED.reset(token)
+        _SHAPES_ALONE.reset(token)
+
+
+def are_shapes_alone() -> bool:
+    """Whether it is inside of :func:`shapes_alone`."""
+    return _SHAPES_ALONE.get()
 
 
 def _machine() -> int | None:

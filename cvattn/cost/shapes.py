@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cvattn.core.copies import copy_with, running_uncompiled
-from cvattn.core.memory import unguarded
+from cvattn.core.memory import shapes_alone
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def as_shapes(
             None if given is None else _fake(given, device).requires_grad_(given.requires_grad)
             for given in inputs
         ]
-    with running_uncompiled(), unguarded(), mode, torch.set_grad_enabled(training):
+    with running_uncompiled(), shapes_alone(), mode, torch.set_grad_enabled(training):
         yield shapes, fakes
 
 

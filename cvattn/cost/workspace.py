@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cvattn.core.attention.criss_cross_tiles import TILE as CRISS_CROSS_TILE
+from cvattn.core.attention.criss_cross_tiles import tile_sides
 from cvattn.core.attention.precision import product_dtype, score_dtype
 from cvattn.core.attention.tiles import tile_scores, tile_size
 
@@ -73,11 +75,35 @@ def _of_a_group(query: Tensor, key: Tensor, held: int, *, backward: bool) -> int
     return held * group // max(1, samples) + tile
 
 
+def _criss_cross(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
+    flattened = sum(_flattened(x) for x in (query, key, value))
+    return flattened + _of_crosses(query, key, value)
+
+
+def _of_crosses(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """Copies of the samples that are worked on at once, those by column too, and a tile."""
+    exact = score_dtype(query.dtype).itemsize
+    samples, height, width = query.shape[0] * query.shape[1], query.shape[2], query.shape[3]
+    group = min(samples, max(1, CRISS_CROSS_TILE // (height * width * (height + width))))
+    copies = query.numel() + 2 * (key.numel() + value.numel())
+    rows, columns = tile_sides(height, width)
+    tile = group * rows * columns * (height + width)
+    return (copies * group // max(1, samples) + tile) * exact
+
+
+def _criss_cross_backward(grad: Tensor, output: Tensor, _: Tensor, *call: Any) -> int:
+    """Gradients of the copies, and those of a tile's weights, besides."""
+    flattened = sum(_flattened(x) for x in (grad, output, *call[:3]))
+    return flattened + 2 * _of_crosses(*call[:3])
+
+
 # Operator -> bytes from its arguments.
 WORKSPACE: dict[str, Callable[..., int]] = {
     "aten.convolution": _convolution,
     "aten.convolution_backward": _convolution_backward,
     "aten._scaled_dot_product_flash_attention_for_cpu_backward": _fused_backward,
+    "cvattn.criss_cross": _criss_cross,
+    "cvattn.criss_cross_backward": _criss_cross_backward,
     "cvattn.tiled_attention": _tiled,
     "cvattn.tiled_attention_backward": _tiled_backward,
 }

@@ -183,6 +183,24 @@ CASES = {
     "CNN, forward": ("SAGANClassifier(10)", "float32", "1,3,32,32", "128,3,32,32", "forward"),
     "CNN, half": ("SAGANClassifier(10)", "bfloat16", "1,3,32,32", "128,3,32,32", "training"),
     "ViT, half": ("VisionTransformer(10)", "bfloat16", "1,3,32,32", "128,3,32,32", "training"),
+    "U-Net's form": (
+        "SelfAttention2d.unet(64, head_dim=16)",
+        "float32",
+        "1,64,9,7",
+        "8,64,101,97",
+        "training",
+    ),
+    **{
+        f"{kind}, {mode}": (
+            f"{kind}Attention2d.unet(64, head_dim=16)",
+            "float32",
+            "1,64,9,8",
+            "2,64,131,127",
+            mode,
+        )
+        for kind in ("Window", "Neighborhood", "Axial", "CrissCross")
+        for mode in ("forward", "training")
+    },
     "ViT, convolutions": (
         "VisionTransformer(10, stem='conv')",
         "float32",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cvattn.core.attention.inputs import can_ask, value_of
+from cvattn.core.memory import are_shapes_alone
 
 
 def split_nonfinite(
@@ -63,6 +64,8 @@ def all_finite(*tensors: Tensor) -> bool:
     """
     if not can_ask(tensors[0].device):
         return False
+    if are_shapes_alone():
+        return True
     # One fast pass each, where isfinite() and all() are six.
     sums = (value_of(x.detach().sum()) for x in tensors)
     return all(each is not None and math.isfinite(each) for each in sums)

@@ -10,6 +10,7 @@ import argparse
 import ctypes
 import gc
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,23 +22,28 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 
 def measure_peak(case: Case, name: str) -> dict:
     """MiB above the resident memory just before the step, and the process's own peak."""
-    _return_blocks()
+    return_blocks()
     method = build_method(case, name)
     data = make_data(case, method.layout)
     # Kernels, thread pools and their buffers are loaded by a step on a few positions.
     step(case, method, make_data(case, method.layout, tiny=True))
+    return peak_of(lambda: step(case, method, data))
+
+
+def peak_of(run: Callable[[], object]) -> dict:
+    """The same of one call, in a process whose kernels are loaded; see :func:`return_blocks`."""
     torch.randn(256, 256) @ torch.randn(256, 256)
     _release()
     before = _status("VmRSS")
     reset = _reset_peak()
     floor = before if reset else _status("VmHWM")
-    step(case, method, data)
+    run()
     peak = _status("VmHWM")
     note = "" if reset or peak > floor else "peak lies below that of the start of the process"
     return {"peak_mib": peak - before, "total_mib": peak, "note": note}
 
 
-def _return_blocks() -> None:
+def return_blocks() -> None:
     """Have the allocator return every larger block at once.
 
     By default its threshold moves with what was freed before, and small peaks then differ by half

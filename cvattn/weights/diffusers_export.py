@@ -17,7 +17,8 @@ from cvattn.weights.projections import Projection, projection_of, set_projection
 def to_diffusers(module: nn.Module) -> nn.Module:
     """The inverse of :func:`from_diffusers`: an ``Attention`` of diffusers, on its own processor.
 
-    Blocks for maps have to be of the form :meth:`SelfAttention2d.unet`: a norm, no gamma.
+    Blocks for maps have to be of the form :meth:`SelfAttention2d.unet`: a norm, no gamma. The
+    context of a map is given to theirs as tokens.
 
     Raises:
         TypeError: another type than the three.

@@ -31,13 +31,12 @@ _TOKEN_NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
 def from_monai(module: nn.Module) -> SelfAttention | MultiHeadAttention:
     """Our attention with a copy of the weights of MONAI's, same outputs.
 
-    =========================================  =====================================
-    MONAI                                      ours
-    =========================================  =====================================
-    ``SpatialAttentionBlock``, 1 to 3 spatial  ``SelfAttention1d``, ``2d`` and ``3d``
-    dimensions
-    ``SABlock``                                ``MultiHeadAttention``
-    =========================================  =====================================
+    ==========================================  ================================================
+    MONAI                                       ours
+    ==========================================  ================================================
+    ``SpatialAttentionBlock`` of 1, 2, 3 sizes  ``SelfAttention1d``, ``SelfAttention2d``, ``3d``
+    ``SABlock``                                 ``MultiHeadAttention``
+    ==========================================  ================================================
 
     One linear layer for q, k and v, or three; with and without their biases. Dtype, device,
     train/eval mode and ``requires_grad`` follow. MONAI is loaded by this call.

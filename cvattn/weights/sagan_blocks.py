@@ -79,7 +79,7 @@ def _take(
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """gamma, as the start of our state dict, and the parts of each layer by our name for it."""
     wanted = ["gamma", *(f"{layer}.{part}" for layer in layers.values() for part in parts)]
-    tensors = take(state_dict, prefix, wanted, first=layers["query"])
+    tensors = take(state_dict, prefix, wanted, layers=layers.values())
     for name, tensor in tensors.items():
         if name.endswith((".weight", ".weight_orig")):
             pointwise(f"{prefix}{name}", tensor)

@@ -10,7 +10,7 @@ from cvattn.blocks import SelfAttention2d
 
 
 def take(
-    state_dict: Mapping[str, Tensor], prefix: str, wanted: Iterable[str], *, first: str
+    state_dict: Mapping[str, Tensor], prefix: str, wanted: Iterable[str], *, layers: Iterable[str]
 ) -> dict[str, Tensor]:
     """What stands under a prefix, all of it and nothing else, without the prefix.
 
@@ -18,7 +18,7 @@ def take(
         state_dict: of the block, or of a model that contains it.
         prefix: what stands before the block's names.
         wanted: these names.
-        first: a layer of the block, by which it is found elsewhere.
+        layers: of the block, by which it is found elsewhere.
 
     Raises:
         ValueError: names that are missing or unknown, with near matches; tensors without numbers.
@@ -31,7 +31,7 @@ def take(
         said = [f"{prefix}{name} is missing" for name in missing]
         said += [f"{prefix}{name} is unknown{_near(name, missing or wanted)}" for name in unknown]
         more = f"; and {len(said) - 12} more" if len(said) > 12 else ""
-        raise ValueError("; ".join(said[:12]) + more + _elsewhere(state_dict, prefix, first))
+        raise ValueError("; ".join(said[:12]) + more + _elsewhere(state_dict, prefix, list(layers)))
     tensors = {name: state_dict[found[name]].detach() for name in wanted}
     for name, tensor in tensors.items():
         if tensor.is_meta or tensor.is_quantized:
@@ -88,12 +88,12 @@ def _near(name: str, known: list[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _elsewhere(state_dict: Mapping[str, Tensor], prefix: str, first: str) -> str:
+def _elsewhere(state_dict: Mapping[str, Tensor], prefix: str, layers: list[str]) -> str:
     """Where in a larger state dict such a block is, if not here."""
-    layer = f".{first}."
-    places = dict.fromkeys(
-        f".{key}".partition(layer)[0].removeprefix(".") for key in state_dict if layer in f".{key}"
-    )
-    others = [repr(f"{place}." if place else "") for place in places]
+    known = dict.fromkeys(f".{key.rpartition('.')[0]}" for key in state_dict)
+    first = f".{layers[0]}"
+    starts = [each.removesuffix(first) for each in known if each.endswith(first)]
+    places = [each for each in starts if all(f"{each}.{layer}" in known for layer in layers)]
+    others = [repr(f"{place}.".removeprefix(".")) for place in places]
     others = [each for each in others if each != repr(prefix)]
     return f"; such a block is at prefix={' and '.join(others)}" if others else ""

@@ -41,14 +41,16 @@ def from_guided_diffusion(
             alone.
 
     Returns:
-        A new block in train mode, in the dtype and on the device of the weights.
+        A new block in train mode, in the dtype and on the device of ``qkv``'s weights: the norm's
+        too, which their half-precision networks keep in float32.
 
     Raises:
         ValueError: keys that are missing or unknown, by name, with near matches; shapes or heads
             that do not fit.
     """
-    wanted = [f"{layer}.{part}" for layer in ("norm", "qkv", "proj_out") for part in _WEIGHTS]
-    theirs = take(state_dict, prefix, wanted, first="qkv")
+    layers = ("norm", "qkv", "proj_out")
+    wanted = [f"{layer}.{part}" for layer in layers for part in _WEIGHTS]
+    theirs = take(state_dict, prefix, wanted, layers=layers)
     qkv = pointwise(f"{prefix}qkv.weight", theirs["qkv.weight"], (1, 2))
     channels = qkv.shape[1]
     heads = _heads(channels, num_heads, num_head_channels)
@@ -83,10 +85,9 @@ def from_compvis(
     Result and errors as in :func:`from_guided_diffusion`.
     """
     layers = {"query": "q", "key": "k", "value": "v"}
-    wanted = [
-        f"{layer}.{part}" for layer in ("norm", *layers.values(), "proj_out") for part in _WEIGHTS
-    ]
-    theirs = take(state_dict, prefix, wanted, first="q")
+    every = (*layers.values(), "norm", "proj_out")
+    wanted = [f"{layer}.{part}" for layer in every for part in _WEIGHTS]
+    theirs = take(state_dict, prefix, wanted, layers=every)
     state = _normed(theirs, f"{prefix}proj_out.weight", (2,))
     for ours, name in layers.items():
         state[f"{ours}.weight"] = pointwise(f"{prefix}{name}.weight", theirs[f"{name}.weight"])
@@ -132,7 +133,7 @@ def from_mmseg(
         wanted += [f"{layer}.{part}" for part in (_WEIGHTS if has_bias else ("weight",))]
     statistics = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     wanted += [f"conv_out.bn.{part}" for part in statistics if has_norm]
-    theirs = take(state_dict, prefix, wanted, first="theta.conv")
+    theirs = take(state_dict, prefix, wanted, layers=layers.values())
     names = {layer: ours for ours, layer in layers.items()}
     names["conv_out.conv"] = "proj.0" if has_norm else "proj"
     names["conv_out.bn"] = "proj.1"

@@ -296,6 +296,8 @@ def test_checkpointing_devices_and_what_is_refused():
         assert made(torch.randn(1, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64
     with pytest.raises(ValueError, match="needs a class token"):
         VisionTransformer(5, pool="cls", class_token=False)
+    with pytest.raises(ValueError, match="fc_norm=True is a last norm; given final_norm=False"):
+        VisionTransformer(5, fc_norm=True, final_norm=False)
     with pytest.raises(TypeError, match="thetta"):
         VisionTransformer(5, rotary={"thetta": 5.0})
 

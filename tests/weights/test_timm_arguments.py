@@ -14,6 +14,7 @@ from timm.layers import (
     PatchEmbed,
     QuickGELU,
     RmsNorm,
+    RotaryEmbeddingCat,
     SimpleNorm,
     SwiGLU,
     SwiGLUPacked,
@@ -35,6 +36,8 @@ EXACT = ""
 GATED_LAST = partial(GluMlp, act_layer=nn.SiLU)
 MEAN = {"global_pool": "avg"}
 MAP = {"global_pool": "map", "class_token": False}
+
+PRR = ("prr",) if hasattr(timm.layers, "AttentionPoolPrr") else ()
 
 # {argument: [(its value, other options, EXACT or what the error says)]}
 BOTH = {
@@ -71,7 +74,7 @@ VIT = BOTH | {
         ("map", {"class_token": False, "reg_tokens": 2}, EXACT),
         ("map", {"mlp_layer": SwiGLU, "act_layer": nn.SiLU}, "SiLU"),
         ("map", {"mlp_layer": SwiGLU, "act_layer": nn.SiLU, "mlp_ratio": 2}, "SiLU"),
-        *[(pool, {}, f"global_pool='{pool}'") for pool in ("", "avgmax", "max", "prr")],
+        *[(pool, {}, f"global_pool='{pool}'") for pool in ("", "avgmax", "max", *PRR)],
     ],
     "qkv_bias": [(False, {}, EXACT), (False, MAP, EXACT)],
     "qk_norm": [
@@ -143,11 +146,16 @@ VIT = BOTH | {
     "attn_layer": [("diff", {}, r"attn_layer=DiffAttention in blocks\.0")],
 }
 ROTARY = {"use_rot_pos_emb": True}
-DINOV3 = {**ROTARY, "rope_type": "dinov3", "rope_temperature": 100.0}
+DINOV3 = {**ROTARY, "rope_type": "dinov3", "rope_temperature": 100.0, "rope_rotate_half": True}
+# Older versions make tables in one order of pairs, whatever the blocks are told.
+EITHER = (
+    EXACT if "rotate_half" in inspect.signature(RotaryEmbeddingCat).parameters else "the table of"
+)
 EVA = BOTH | {
     "global_pool": [
         ("token", {}, EXACT),
         ("map", {"class_token": False}, EXACT),
+        ("map", {"class_token": False, "swiglu_mlp": True}, "activation 'gelu'.*have 'swiglu'"),
         ("map", {}, "global_pool='map' with class_token or num_reg_tokens"),
         ("map", {"class_token": False, "num_reg_tokens": 1}, "global_pool='map' with class_token"),
         *[(pool, {}, f"global_pool='{pool}'") for pool in ("", "avgmax", "max")],
@@ -190,8 +198,8 @@ EVA = BOTH | {
         (True, {"qk_norm": True}, EXACT),
     ],
     "rope_type": [
-        ("dinov3", ROTARY, EXACT),
-        ("dinov3", {**ROTARY, "dynamic_img_size": True}, EXACT),
+        ("dinov3", {**ROTARY, "rope_rotate_half": True}, EXACT),
+        ("dinov3", DINOV3 | {"dynamic_img_size": True}, EXACT),
         ("mixed", ROTARY, "rope_type of RotaryEmbeddingMixed"),
         (
             "mrope",
@@ -205,7 +213,11 @@ EVA = BOTH | {
         ("xy", DINOV3, "rope_grid_indexing='xy'"),
     ],
     "rope_temperature": [(100.0, ROTARY, EXACT), (30.0, DINOV3, EXACT)],
-    "rope_rotate_half": [(True, ROTARY, EXACT), (True, DINOV3, EXACT)],
+    "rope_rotate_half": [
+        (True, DINOV3, EXACT),
+        (True, ROTARY, EITHER),
+        (False, DINOV3, EITHER),
+    ],
     "rope_shift_coords": [
         (0.1, ROTARY, r"rope_shift_coords \(random in training\)"),
         (0.1, {**DINOV3, "rope_jitter_coords": 2.0}, "rope_shift_coords, rope_jitter_coords"),
@@ -237,7 +249,7 @@ EVA = BOTH | {
 }
 TABLES = {ViT: VIT, Eva: EVA}
 CASES = [
-    pytest.param(kind, {name: value} | others, says, id=f"{kind.__name__}-{name}-{index}")
+    pytest.param(kind, others | {name: value}, says, id=f"{kind.__name__}-{name}-{index}")
     for kind, table in TABLES.items()
     for name, cases in table.items()
     for index, (value, others, says) in enumerate(cases)

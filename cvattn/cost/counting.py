@@ -21,8 +21,8 @@ def count_macs(module: nn.Module, *inputs: Tensor) -> int:
     no memory.
     """
     shapes = copy_with(module, lambda tensor: tensor.to("meta")).eval()
-    # Without gradients a view of a parameter still says that it wants some, and the counter asks
-    # for where they go: a learned query that a layer is given (AttentionPool).
+    # Without gradients a view of a parameter (a learned query that a layer is given) still says
+    # that it wants some, and the counter asks where they go.
     shapes.requires_grad_(False)
     counter = FlopCounterMode(display=False)
     with running_uncompiled(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

@@ -55,6 +55,24 @@ def test_macs_of_cross_attention_with_unequal_widths():
     assert count_macs(module, query, key, value) == 2 * (projections + 2 * 3 * 11 * 12)
 
 
+def test_macs_of_a_layer_that_is_given_a_parameter():
+    """A view of one, without gradients, is what torch's counter cannot place."""
+
+    class Queries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query = nn.Parameter(torch.randn(2, 12))
+            self.attn = MultiHeadAttention(12, 3)
+
+        def forward(self, x):
+            return self.attn(self.query.expand(len(x), -1, -1), x)
+
+    module = Queries()
+    want = 3 * (2 * 2 * 12 * 12 + 2 * 5 * 12 * 12 + 2 * 2 * 5 * 12)
+    assert count_macs(module, torch.randn(3, 5, 12)) == want
+    assert module.query.requires_grad
+
+
 def test_macs_of_a_vision_transformer():
     model = VisionTransformer(
         5, image_size=(6, 10), patch_size=2, embed_dim=12, num_heads=3, ffn_dim=20, num_layers=2

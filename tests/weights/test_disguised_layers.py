@@ -179,6 +179,9 @@ OPTIONS = {
 }
 
 
+SIGLIP = {"global_pool": "map", "class_token": False, "qk_norm": True}
+
+
 def dinov3():
     from timm.layers import RmsNorm
     from timm.models.eva import Eva
@@ -192,7 +195,6 @@ def dinov3():
         num_heads=2,
         mlp_ratio=2,
         qkv_fused=False,
-        qk_norm=True,
         swiglu_mlp=True,
         scale_mlp=True,
         norm_layer=RmsNorm,
@@ -202,6 +204,7 @@ def dinov3():
         use_abs_pos_emb=False,
         use_rot_pos_emb=True,
         rope_type="dinov3",
+        rope_rotate_half=True,
         drop_path_rate=0.1,
     )
 
@@ -237,7 +240,7 @@ SOURCES = {
     "timm's DINOv3": (from_timm, lambda: fill(dinov3()), (IMAGES,)),
     "timm's SigLIP": (
         from_timm,
-        lambda: timm_vit(depth=1, img_size=12, global_pool="map", class_token=False),
+        lambda: timm_vit(depth=1, img_size=12, **SIGLIP),
         (IMAGES,),
     ),
     "torchvision": (from_torchvision, lambda: torchvision_vit(num_layers=1), (IMAGES,)),

@@ -240,12 +240,16 @@ def test_saved_and_loaded(name, ending, tmp_path):
     assert torch.equal(loaded(images), ours(images))
 
 
-SLOWER = ("vit_small_patch14_reg4_dinov2", "vit_base_patch32_clip_quickgelu_224")
+SLOWER = (
+    "eva02_tiny_patch14_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_base_patch32_clip_quickgelu_224",
+)
 
 
 @pytest.mark.parametrize(
     "name",
-    [DINOV3, "eva02_tiny_patch14_224", "vit_base_patch16_siglip_224"]
+    [DINOV3, "vit_base_patch16_siglip_224"]
     + [pytest.param(name, marks=pytest.mark.slow) for name in SLOWER],
 )
 def test_exported(name):

@@ -14,9 +14,9 @@ PUBLIC = {
     "cvattn": "Decoder Encoder MultiHeadAttention SAGANClassifier SelfAttention2d Transformer "
     "VisionTransformer capture_attention explore insert_attention load remove_attention "
     "split_parameters",
-    "cvattn.core": "Alphabet Decoder DecoderCache DecoderLayer DropPath Encoder EncoderLayer "
-    "FeedForward LayerScale MultiHeadAttention RelativeGridBias attention attention_weights masks "
-    "positions record_routes use_route",
+    "cvattn.core": "Alphabet AxialRotary Decoder DecoderCache DecoderLayer DropPath Encoder "
+    "EncoderLayer FeedForward LayerScale MultiHeadAttention RelativeGridBias Rotary Rotation "
+    "attention attention_weights masks positions record_routes use_route",
     "cvattn.blocks": "SelfAttention2d insert_attention remove_attention split_parameters",
     "cvattn.models": "Reader SAGANClassifier TimmCNN Transformer VisionTransformer",
     "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_heat "

@@ -10,9 +10,12 @@ from cvattn.core.feed_forward import FeedForward
 from cvattn.core.multi_head import MultiHeadAttention
 from cvattn.core.relative_bias import RelativeGridBias
 from cvattn.core.residual import DropPath, LayerScale
+from cvattn.core.rotary import Rotary, Rotation
+from cvattn.core.rotary_grid import AxialRotary
 
 __all__ = [
     "Alphabet",
+    "AxialRotary",
     "Decoder",
     "DecoderCache",
     "DecoderLayer",
@@ -23,6 +26,8 @@ __all__ = [
     "LayerScale",
     "MultiHeadAttention",
     "RelativeGridBias",
+    "Rotary",
+    "Rotation",
     "attention",
     "attention_weights",
     "masks",

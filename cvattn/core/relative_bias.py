@@ -20,15 +20,24 @@ class RelativeGridBias(nn.Module):
         num_heads: of the attention that it is added to.
         grid: (H, W) of the tokens. On a larger one, offsets beyond the table have the bias of the
             nearest that is in it.
+        device, dtype: of the table.
 
     Shape:
         ``bias(grid)`` -> (num_heads, H*W, H*W), rows are queries.
     """
 
-    def __init__(self, num_heads: int, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        grid: tuple[int, int],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         height, width = grid
-        self.table = nn.Parameter(torch.empty(num_heads, 2 * height - 1, 2 * width - 1))
+        shape = (num_heads, 2 * height - 1, 2 * width - 1)
+        self.table = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -10,10 +10,17 @@ class LayerScale(nn.Module):
     Touvron et al., "Going deeper with Image Transformers" (2021).
     """
 
-    def __init__(self, embed_dim: int, init: float) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        init: float,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.init = float(init)
-        self.gamma = nn.Parameter(torch.empty(embed_dim))
+        self.gamma = nn.Parameter(torch.empty(embed_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

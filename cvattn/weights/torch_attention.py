@@ -36,6 +36,12 @@ def attention_from(theirs: nn.MultiheadAttention) -> MultiHeadAttention:
 
 def attention_to(ours: MultiHeadAttention) -> nn.MultiheadAttention:
     layers = [getattr(ours, name) for name in _NAMES]
+    if ours.q_norm is not None:
+        raise ValueError("this attention has qk_norm, which nn.MultiheadAttention has not")
+    if ours.q_proj.bias is not None and ours.k_proj.bias is None:
+        raise ValueError("this attention has qkv_bias='qv'; nn.MultiheadAttention has all or none")
+    if (ours.q_proj.bias is None) != (ours.out_proj.bias is None):
+        raise ValueError("qkv_bias differs from bias; nn.MultiheadAttention has one for both")
     with torch.device("meta"):
         theirs = nn.MultiheadAttention(
             ours.embed_dim,

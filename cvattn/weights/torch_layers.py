@@ -76,13 +76,16 @@ def _copy_norms_and_ffn(ours: Any, theirs: Any, *, norms: int) -> None:
 
 def _layer_to(ours: Any, kind: type[nn.Module], *, norms: int) -> Any:
     ffn: FeedForward = ours.ffn
+    if ffn.gate is not None or ffn.norm is not None:
+        raise ValueError("its feed-forward network has a gate or a norm, which torch's has not")
+    activation = activation_from(ffn.activation)
     with torch.device("meta"):
         theirs: Any = kind(
             ours.self_attn.embed_dim,
             ours.self_attn.num_heads,
             ffn.fc1.out_features,
             dropout=ours.self_attn.dropout,
-            activation=F.relu if isinstance(ffn.activation, nn.ReLU) else F.gelu,
+            activation=F.relu if activation == "relu" else F.gelu,
             norm_first=ours.norm_first,
             bias=ffn.fc1.bias is not None,
             batch_first=True,

@@ -16,12 +16,22 @@ from torch.nn.utils import parametrize
 
 import cvattn
 from cvattn import SelfAttention2d, insert_attention
-from cvattn.core import Decoder, DecoderLayer, Encoder, EncoderLayer, MultiHeadAttention
-from cvattn.core.feed_forward import FeedForward
+from cvattn.core import (
+    AxialRotary,
+    Decoder,
+    DecoderLayer,
+    Encoder,
+    EncoderLayer,
+    MultiHeadAttention,
+    Rotary,
+    Rotation,
+)
+from cvattn.core.feed_forward import FeedForward, QuickGELU
 from cvattn.core.initial_values import ComputedTable
 from cvattn.core.positions import LearnedGridPositions, SinusoidalPositions
 from cvattn.core.relative_bias import RelativeGridBias
 from cvattn.core.residual import DropPath, LayerScale
+from cvattn.core.rotary import RotaryTable
 from cvattn.models import Reader, SAGANClassifier, TimmCNN, Transformer, VisionTransformer
 from cvattn.models.controls import ConvolutionControl
 from cvattn.models.token_decoder import TokenDecoder
@@ -39,12 +49,38 @@ SEQ = {"embed_dim": 24, "num_heads": 3, "ffn_dim": 40}
 CASES = {
     SelfAttention2d: ([{}, {"gamma_init": 0.7}, {"num_heads": 3}, {"kv_pool": 2}], (24,), (MAP,)),
     MultiHeadAttention: (
-        [{}, {"bias": False}, {"add_bias_kv": True, "add_zero_attn": True}],
+        [
+            {},
+            {"bias": False},
+            {"add_bias_kv": True, "add_zero_attn": True},
+            {"qk_norm": "layer", "qkv_bias": "qv"},
+            {"qk_norm": "rms"},
+        ],
         (24, 3),
         (TOKENS,),
     ),
-    FeedForward: ([{}, {"activation": "relu", "bias": False}], (24, 40), (TOKENS,)),
-    EncoderLayer: ([{}, {"layer_scale": 0.3, "norm_first": False}], (24, 3, 40), (TOKENS,)),
+    FeedForward: (
+        [
+            {},
+            {"activation": "relu", "bias": False},
+            {"activation": "swiglu", "norm": "layer"},
+            {"activation": "quick_gelu", "norm": "rms"},
+        ],
+        (24, 40),
+        (TOKENS,),
+    ),
+    QuickGELU: ([{}], (), (TOKENS,)),
+    Rotary: ([{}, {"max_length": 3}], (8,), (7, {"start": 2})),
+    AxialRotary: (
+        [{}, {"coordinates": "centered", "pairs": "halves", "prefix": 2}],
+        (8, (5, 7)),
+        ((5, 7),),
+    ),
+    EncoderLayer: (
+        [{}, {"layer_scale": 0.3, "norm_first": False}, {"norm": "rms", "ffn_norm": True}],
+        (24, 3, 40),
+        (TOKENS,),
+    ),
     Encoder: ([{}, {"layer_scale": 0.3, "drop_path": 0.2}], (24, 3, 40, 2), (TOKENS,)),
     DecoderLayer: ([{}, {"norm_first": False}], (24, 3, 40), (TOKENS, TOKENS)),
     Decoder: ([{}, {"norm_first": False}], (24, 3, 40, 2), (TOKENS, TOKENS)),
@@ -84,7 +120,7 @@ CASES = {
         (IMAGES,),
     ),
 }
-ABSTRACT = {ComputedTable, TokenDecoder}
+ABSTRACT = {ComputedTable, RotaryTable, TokenDecoder}
 
 
 def _cases():
@@ -139,7 +175,8 @@ def output(module: nn.Module, inputs) -> torch.Tensor:
     options = inputs[-1] if isinstance(inputs[-1], dict) else {}
     module.eval()
     with torch.no_grad():
-        return module(*(x for x in inputs if not isinstance(x, dict)), **options)
+        found = module(*(x for x in inputs if not isinstance(x, dict)), **options)
+    return torch.cat([found.cos, found.sin]) if isinstance(found, Rotation) else found
 
 
 def values(module: nn.Module) -> nn.Module:

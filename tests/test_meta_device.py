@@ -28,6 +28,7 @@ from cvattn.core import (
 )
 from cvattn.core.feed_forward import FeedForward, QuickGELU
 from cvattn.core.initial_values import ComputedTable
+from cvattn.core.norms import RMSNorm
 from cvattn.core.positions import LearnedGridPositions, SinusoidalPositions
 from cvattn.core.relative_bias import RelativeGridBias
 from cvattn.core.residual import DropPath, LayerScale
@@ -69,6 +70,7 @@ CASES = {
         (24, 40),
         (TOKENS,),
     ),
+    RMSNorm: ([{}], (24,), (TOKENS,)),
     QuickGELU: ([{}], (), (TOKENS,)),
     Rotary: ([{}, {"max_length": 3}], (8,), (7, {"start": 2})),
     AxialRotary: (

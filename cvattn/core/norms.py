@@ -3,10 +3,20 @@
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Norm = Literal["layer", "rms"]
 NORMS = ("layer", "rms")
+
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, that under autocast computes in the dtype of its weights, as its layer norm does.
+
+    torch's own takes a slower way there and warns of it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(torch.promote_types(x.dtype, self.weight.dtype)))
 
 
 def make_norm(
@@ -33,5 +43,5 @@ def make_norm(
     if kind == "layer":
         return nn.LayerNorm(width, eps=eps, bias=bias, device=device, dtype=dtype)
     if kind == "rms":
-        return nn.RMSNorm(width, eps=eps, device=device, dtype=dtype)
+        return RMSNorm(width, eps=eps, device=device, dtype=dtype)
     raise ValueError(f"norm={kind!r}; expected one of {list(NORMS)}")

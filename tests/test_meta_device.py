@@ -34,7 +34,9 @@ from cvattn.core.relative_bias import RelativeGridBias
 from cvattn.core.residual import DropPath, LayerScale
 from cvattn.core.rotary import RotaryTable
 from cvattn.models import Reader, SAGANClassifier, TimmCNN, Transformer, VisionTransformer
+from cvattn.models.attention_pool import AttentionPool
 from cvattn.models.controls import ConvolutionControl
+from cvattn.models.image_tokens import ImageTokens
 from cvattn.models.token_decoder import TokenDecoder
 from cvattn.models.whitening import PatchWhitening
 
@@ -90,6 +92,7 @@ CASES = {
     DropPath: ([{}], (0.3,), (TOKENS,)),
     SinusoidalPositions: ([{}, {"max_length": 3}], (24,), (TOKENS,)),
     LearnedGridPositions: ([{}], (24, (1, 7)), (TOKENS, {"grid": (1, 7)})),
+    AttentionPool: ([{}, {"norm": "rms"}], (24, 3, 40), (TOKENS,)),
     RelativeGridBias: ([{}], (3, (5, 7)), ((5, 7),)),
     ConvolutionControl: ([{}], (24,), (MAP,)),
     PatchWhitening: ([{}], (24,), (MAP,)),
@@ -109,6 +112,8 @@ CASES = {
                 {"positions": "sincos"},
                 {"positions": "sincos", "pool": "cls", "relative_bias": True},
                 {"pool": "cls", "stem": "conv", "layer_scale": 1e-4, "drop_path": 0.1},
+                {"pool": "attention", "num_registers": 2, "rotary": {}, "positions": "none"},
+                {"class_token": True, "pre_norm": True, "fc_norm": True, "norm": "rms"},
             )
         ],
         (5,),
@@ -122,7 +127,7 @@ CASES = {
         (IMAGES,),
     ),
 }
-ABSTRACT = {ComputedTable, RotaryTable, TokenDecoder}
+ABSTRACT = {ComputedTable, ImageTokens, RotaryTable, TokenDecoder}
 
 
 def _cases():

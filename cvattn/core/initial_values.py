@@ -42,13 +42,17 @@ class ComputedTable(nn.Module):
     def _compute_table(self) -> Tensor:
         raise NotImplementedError
 
-    def _register_table(self) -> None:
-        self.register_buffer(self._table_name, self._computed(), persistent=False)
+    def _register_table(
+        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        table = self._computed(device)
+        table = table if dtype is None else table.to(dtype)
+        self.register_buffer(self._table_name, table, persistent=False)
 
-    def _computed(self) -> Tensor:
+    def _computed(self, device: torch.device | str | None = None) -> Tensor:
         with torch.device("cpu"):  # where float64 exists
             table = self._compute_table()
-        device = torch.get_default_device()
+        device = torch.get_default_device() if device is None else torch.device(device)
         return table if device.type == "meta" else table.to(device)
 
     @torch.no_grad()

@@ -117,15 +117,24 @@ class LearnedGridPositions(nn.Module):
     Args:
         embed_dim: width D of a token.
         grid: (H, W) of the tokens.
+        device, dtype: of the table.
     """
 
     grid: Tensor
 
-    def __init__(self, embed_dim: int, grid: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        grid: tuple[int, int],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         height, width = grid
-        self.table = nn.Parameter(torch.empty(height * width, embed_dim))
-        self.register_buffer("grid", torch.empty(2, dtype=torch.int64))
+        table = torch.empty(height * width, embed_dim, device=device, dtype=dtype)
+        self.table = nn.Parameter(table)
+        self.register_buffer("grid", torch.empty(2, dtype=torch.int64, device=device))
         # Kept as plain numbers too: a forward pass must not read a device tensor.
         self._size = (height, width)
         self.reset_parameters()

@@ -112,6 +112,7 @@ class Rotary(RotaryTable):
         theta: largest wavelength, as a multiple of 2 pi.
         pairs: which numbers of a head are a pair, see :class:`Rotation`.
         max_length: size of the table kept ready; positions beyond are computed when they come.
+        device: of the table.
 
     Raises:
         ValueError: an odd ``head_dim``, a ``theta`` that is not above 0, unknown ``pairs``.
@@ -124,10 +125,11 @@ class Rotary(RotaryTable):
         theta: float = 10000.0,
         pairs: Pairs = "interleaved",
         max_length: int = 512,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__(head_dim, theta, pairs, divisor=2)
         self._length = max_length
-        self._register_table()
+        self._register_table(device=device)
 
     def _exact(self) -> Tensor:
         return self._of(torch.arange(self._length, **EXACT))

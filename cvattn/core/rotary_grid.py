@@ -56,6 +56,7 @@ class AxialRotary(RotaryTable):
         pairs: which numbers of a head are a pair, see :class:`Rotation`.
         coordinates, reference, offset: as in :func:`grid_coordinates`.
         prefix: tokens before those of the grid (class token, registers), which are not turned.
+        device: of the table.
 
     Raises:
         ValueError: a ``head_dim`` that 4 does not divide, unknown ``pairs`` or ``coordinates``, a
@@ -73,6 +74,7 @@ class AxialRotary(RotaryTable):
         reference: tuple[int, int] | None = None,
         offset: float = 0.0,
         prefix: int = 0,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__(head_dim, theta, pairs, divisor=4)
         if coordinates not in ("index", "centered"):
@@ -82,7 +84,7 @@ class AxialRotary(RotaryTable):
         self.grid = (grid[0], grid[1])
         self.coordinates, self.reference, self.offset = coordinates, reference, offset
         self.prefix = prefix
-        self._register_table()
+        self._register_table(device=device)
 
     def _exact(self) -> Tensor:
         return self._of(self.grid)

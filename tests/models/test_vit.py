@@ -193,8 +193,11 @@ def test_wrong_channels_and_missing_batch():
         ({"image_size": (7, 10)}, r"image_size=\(7, 10\) is not divisible by patch_size=2"),
         ({"patch_size": 0}, "patch_size=0"),
         ({"stem": "linear"}, r"stem='linear'; expected one of \['patch', 'conv'\]"),
-        ({"pool": "max"}, r"pool='max'; expected one of \['mean', 'cls'\]"),
-        ({"positions": "none"}, r"positions='none'; expected one of \['learned', 'sincos'\]"),
+        ({"pool": "max"}, r"pool='max'; expected one of \['mean', 'cls', 'attention'\]"),
+        (
+            {"positions": "rope"},
+            r"positions='rope'; expected one of \['learned', 'sincos', 'none'\]",
+        ),
         ({"embed_dim": 14}, "embed_dim=14 is not divisible by num_heads=3; .*12, 15"),
         ({"embed_dim": 15, "positions": "sincos"}, "dim=15 must be divisible by 4"),
         (

@@ -120,7 +120,7 @@ CASES = {
         (IMAGES,),
     ),
     Transformer: ([SEQ, SEQ | {"norm_first": False}], (11, 12), (IDS, IDS)),
-    Reader: ([SEQ, SEQ | {"tied": True}], (12,), LINES),
+    Reader: ([SEQ, SEQ | {"tied": True}, SEQ | {"positions": "counted"}], (12,), LINES),
     TimmCNN: (
         [{}, {"attention": {"after": "blocks.2", "block": "biggan"}, "small_images": True}],
         ("lcnet_035", 5),

@@ -1,20 +1,24 @@
 """A network that reads a line of text from its picture."""
 
-import itertools
 import math
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cvattn.core import Encoder
+from cvattn.core import AxialRotary, Encoder, Rotation
 from cvattn.core.feed_forward import Activation
-from cvattn.core.initial_values import ComputedTable
+from cvattn.core.initial_values import ComputedTable, reset_with
+from cvattn.core.masks import local_mask_2d
 from cvattn.core.positions import sincos_2d
 from cvattn.models.image_input import check_images
+from cvattn.models.line_stem import line_stem, within
 from cvattn.models.token_decoder import TokenDecoder
 
 _TABLE_WIDTH = 64  # columns of positions that are kept ready; wider lines are computed
+_THETA = 100.0  # of rotary positions, in columns and in characters
+_FIRST_SHARE = 0.35  # of a character in a column, before anything is learned
 
 
 class Reader(ComputedTable, TokenDecoder):
@@ -37,13 +41,23 @@ class Reader(ComputedTable, TokenDecoder):
         tied: the logits' weights are the token embedding's.
         pad_id: the id of padding.
         dropout, activation: as in the layers.
+        positions: "absolute" = sinusoidal ones are added to the grid's tokens and to the target's.
+            "counted" = none are added, and lines may be longer than those trained on. In both
+            self-attentions rotary positions say how far tokens are apart. Cross-attention looks for
+            the t-th character: its queries are turned by t, its keys by how many characters lie
+            before their column. That number is the running sum of what share of a character each
+            column has, a sigmoid of the encoder's output there, learned through the rotation alone
+            (the sum as in CIF: Dong and Xu, "Continuous Integrate-and-Fire", 2020).
+        window: for "counted", columns that a token sees in the encoder, itself in the middle; odd.
+            What a column holds then has to be told from what is near it.
 
     Shape:
         images (B, in_channels, height, W), widths (B,) in pixels, target ids (B, T) -> logits
         (B, T, target_vocab); logits at t say what follows the target's tokens 0..t.
 
     Raises:
-        ValueError: a height that the stem cannot halve; at run time, images of another height.
+        ValueError: a height that the stem cannot halve; unknown ``positions``, an even ``window``,
+            for "counted" heads whose width 4 does not divide; at run time, another height.
     """
 
     position_table: Tensor
@@ -65,7 +79,14 @@ class Reader(ComputedTable, TokenDecoder):
         pad_id: int = 0,
         dropout: float = 0.0,
         activation: Activation = "gelu",
+        positions: Literal["absolute", "counted"] = "absolute",
+        window: int = 9,
     ) -> None:
+        if positions not in ("absolute", "counted"):
+            raise ValueError(f"positions={positions!r}; expected 'absolute' or 'counted'")
+        if window < 1 or window % 2 == 0:
+            raise ValueError(f"window={window} must be odd and positive: a token is in its middle")
+        counted = positions == "counted"
         super().__init__(
             target_vocab,
             embed_dim=embed_dim,
@@ -77,8 +98,9 @@ class Reader(ComputedTable, TokenDecoder):
             activation=activation,
             norm_first=True,
             tied=tied,
+            rotary_theta=_THETA if counted else None,
         )
-        layers = _stem([in_channels, *stem, embed_dim])
+        layers = line_stem([in_channels, *stem, embed_dim])
         self.stem = nn.ModuleList(layers)
         self._strides = [layer.stride[1] for layer in layers]
         high, wide = (math.prod(layer.stride[i] for layer in layers) for i in (0, 1))
@@ -89,7 +111,17 @@ class Reader(ComputedTable, TokenDecoder):
             )
         self.height, self.in_channels = height, in_channels
         self.rows, self.column_width = height // high, wide
-        self._register_table()
+        self.window = window
+        self.grid_rotary: AxialRotary | None = None
+        self.share: nn.Linear | None = None
+        if counted:
+            grid = (self.rows, _TABLE_WIDTH)
+            self.grid_rotary = AxialRotary(embed_dim // num_heads, grid, theta=_THETA)
+            self.share = nn.Linear(embed_dim, 1)
+            reset_with(self.share, _fill_share)
+            self.share.reset_parameters()
+        else:
+            self._register_table()
         self.encoder = Encoder(
             embed_dim,
             num_heads,
@@ -116,10 +148,37 @@ class Reader(ComputedTable, TokenDecoder):
             x = layer(x, widths)
             widths = (widths + stride - 1) // stride
         rows, columns = x.shape[2], x.shape[3]
-        x = x.permute(0, 2, 3, 1) + self._positions(columns).to(x)
-        real = _within(widths, columns)[:, None].expand(-1, rows, -1).flatten(1)
+        x = x.permute(0, 2, 3, 1)
+        real = within(widths, columns)[:, None].expand(-1, rows, -1).flatten(1)
         mask = real[:, None, None]
-        return self.encoder(self.dropout(x.flatten(1, 2)), attn_mask=mask), mask
+        terms: dict[str, Any] = {"attn_mask": mask}
+        if self.grid_rotary is None:
+            x = x + self._positions(columns).to(x)
+        else:
+            near = local_mask_2d(rows, columns, (2 * rows - 1, self.window), device=x.device)
+            terms = {"attn_mask": mask & near, "rotary": self.grid_rotary((rows, columns))}
+        return self.encoder(self.dropout(x.flatten(1, 2)), **terms), mask
+
+    def characters_before(self, memory: Tensor, memory_mask: Tensor) -> Tensor:
+        """What :meth:`encode` gave -> (B, columns): characters before each column's middle.
+
+        Raises:
+            ValueError: a reader that does not count, ``positions="absolute"``.
+        """
+        if self.share is None:
+            raise ValueError("this reader does not count characters: positions='absolute'")
+        # A sum over many columns, so not in half precision.
+        share = self.share(memory)[..., 0]
+        share = share.to(torch.promote_types(share.dtype, torch.float32)).sigmoid()
+        share = share.masked_fill(~memory_mask[:, 0, 0], 0.0).unflatten(1, (self.rows, -1)).mean(1)
+        return share.cumsum(1) - share / 2
+
+    def _memory_rotary(self, memory: Tensor, memory_mask: Tensor) -> Rotation | None:
+        if self.rotary is None:
+            return None
+        # Half a character lies before the middle of the one that is asked for as number 0.
+        place = self.characters_before(memory, memory_mask) - 0.5
+        return self.rotary.at(place[:, None].expand(-1, self.rows, -1).flatten(1))
 
     def forward(self, images: Tensor, widths: Tensor, target_ids: Tensor) -> Tensor:
         memory, memory_mask = self.encode(images, widths)
@@ -138,45 +197,6 @@ class Reader(ComputedTable, TokenDecoder):
         return table.view(self.rows, columns, self.embed_dim)
 
 
-def _stem(channels: Sequence[int]) -> "list[_StemLayer]":
-    """Halves the line for each pair of channels; at last only its height, once more."""
-    layers: list[_StemLayer] = []
-    for index, (before, after) in enumerate(itertools.pairwise(channels)):
-        if index > 1:  # where few places are left for it to cost
-            layers.append(_StemLayer(before, before, (1, 1)))
-        layers.append(_StemLayer(before, after, (2, 2)))
-    return [*layers, _StemLayer(channels[-1], channels[-1], (2, 1))]
-
-
-class _StemLayer(nn.Module):
-    """A 3x3 convolution, norm over channels, ReLU; with stride 1, added to what came in."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: tuple[int, int]) -> None:
-        super().__init__()
-        self.stride = stride
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
-        self.norm = _ChannelNorm(out_channels)
-        self.activation = nn.ReLU()
-
-    def forward(self, x: Tensor, widths: Tensor) -> Tensor:
-        """(B, C, H, W) that is real in the first ``widths`` columns."""
-        x = _cleared(x, widths)
-        y = self.activation(self.norm(self.conv(x)))
-        return x + y if self.stride == (1, 1) else y
-
-
-class _ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each place of (B, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def _within(widths: Tensor, size: int) -> Tensor:
-    """(B, size), True for the first ``widths`` columns."""
-    return torch.arange(size, device=widths.device) < widths[:, None]
-
-
-def _cleared(x: Tensor, widths: Tensor) -> Tensor:
-    """Filled, not multiplied: whatever lies beyond a width, NaN too, becomes 0."""
-    return x.masked_fill(~_within(widths, x.shape[3])[:, None, None], 0.0)
+def _fill_share(layer: nn.Linear) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.constant_(layer.bias, math.log(_FIRST_SHARE / (1 - _FIRST_SHARE)))

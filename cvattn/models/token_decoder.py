@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cvattn.core import Decoder, DecoderCache
+from cvattn.core import Decoder, DecoderCache, Rotary, Rotation
 from cvattn.core.feed_forward import Activation
 from cvattn.core.initial_values import reset_with
 from cvattn.core.masks import padding_mask
@@ -22,6 +22,7 @@ class TokenDecoder(nn.Module):
         pad_id: the id of padding.
         tied: the logits' weights are the embedding's (Press and Wolf, "Using the Output Embedding
             to Improve Language Models", 2017).
+        rotary_theta: rotary positions of this theta in place of sinusoidal ones that are added.
     """
 
     def __init__(
@@ -37,12 +38,16 @@ class TokenDecoder(nn.Module):
         activation: Activation,
         norm_first: bool,
         tied: bool,
+        rotary_theta: float | None = None,
     ) -> None:
         super().__init__()
         self.pad_id = pad_id
         self.embed_dim = embed_dim
         self.target_embedding = token_embedding(target_vocab, embed_dim, pad_id)
-        self.positions = SinusoidalPositions(embed_dim)
+        self.positions = SinusoidalPositions(embed_dim) if rotary_theta is None else None
+        self.rotary = (
+            None if rotary_theta is None else Rotary(embed_dim // num_heads, theta=rotary_theta)
+        )
         self.dropout = nn.Dropout(dropout)
         self.decoder = Decoder(
             embed_dim,
@@ -84,13 +89,19 @@ class TokenDecoder(nn.Module):
             memory,
             attn_mask=padding_mask(target_ids, self.pad_id) if cache is None else None,
             memory_mask=memory_mask,
+            rotary=None if self.rotary is None else self.rotary(target_ids.shape[1], start=start),
+            memory_rotary=self._memory_rotary(memory, memory_mask),
             cache=cache,
         )
         return self.head(x)
 
+    def _memory_rotary(self, memory: Tensor, memory_mask: Tensor) -> Rotation | None:
+        """Where the memory's tokens are, counted in target tokens, for a network that knows it."""
+        return None
+
     def _embed(self, embedding: nn.Embedding, ids: Tensor, start: int = 0) -> Tensor:
         x = embedding(ids) * math.sqrt(self.embed_dim)
-        return self.dropout(self.positions(x, start=start))
+        return self.dropout(x if self.positions is None else self.positions(x, start=start))
 
 
 def token_embedding(vocab: int, embed_dim: int, pad_id: int) -> nn.Embedding:

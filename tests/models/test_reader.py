@@ -30,9 +30,13 @@ def batch(dtype=torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     return images, torch.tensor(WIDTHS), ids
 
 
+both = pytest.mark.parametrize("positions", ["absolute", "counted"])
+
+
+@both
 @pytest.mark.parametrize("training", [True, False])
-def test_whatever_is_in_the_padding_the_same_bits_come_out(training):
-    model = make().train(training)
+def test_whatever_is_in_the_padding_the_same_bits_come_out(training, positions):
+    model = make(positions=positions).train(training)
     images, widths, ids = batch()
     real = ids != PAD
     want = model(images, widths, ids)
@@ -48,8 +52,9 @@ def test_whatever_is_in_the_padding_the_same_bits_come_out(training):
     assert torch.equal(model(images, widths, ids)[real], want[real])
 
 
-def test_no_gradient_reaches_the_padding():
-    model = make()
+@both
+def test_no_gradient_reaches_the_padding(positions):
+    model = make(positions=positions)
     images, widths, ids = batch()
     images.requires_grad_()
     model(images, widths, ids)[ids != PAD].square().sum().backward()
@@ -57,8 +62,9 @@ def test_no_gradient_reaches_the_padding():
     assert images.grad[1, :, :, :8].any(dim=(0, 1)).all()  # every column within counts
 
 
-def test_each_line_is_alone_and_more_padding_changes_nothing():
-    model = make().double()
+@both
+def test_each_line_is_alone_and_more_padding_changes_nothing(positions):
+    model = make(positions=positions).double()
     images, widths, ids = batch(torch.float64)
     together = model(images, widths, ids)
     wider = torch.cat([images, torch.randn(3, 2, 32, 33, dtype=torch.float64)], dim=3)
@@ -69,8 +75,9 @@ def test_each_line_is_alone_and_more_padding_changes_nothing():
         assert_near(together[i : i + 1, :length], alone)
 
 
-def test_the_future_of_the_target_changes_nothing_before_it():
-    model, (images, widths, _) = make().double(), batch(torch.float64)
+@both
+def test_the_future_of_the_target_changes_nothing_before_it(positions):
+    model, (images, widths, _) = make(positions=positions).double(), batch(torch.float64)
     ids = torch.randint(3, VOCAB, (3, 6))
     want = model(images, widths, ids)
     for t in range(5):
@@ -81,8 +88,9 @@ def test_the_future_of_the_target_changes_nothing_before_it():
         assert (got[:, t + 1 :] - want[:, t + 1 :]).abs().max() > 1e-4
 
 
-def test_every_column_is_read_and_where_it_stands_matters():
-    model = make().double()
+@both
+def test_every_column_is_read_and_where_it_stands_matters(positions):
+    model = make(positions=positions).double()
     images, _, ids = batch(torch.float64)
     widths, ids = torch.full((3,), 40), ids.masked_fill(ids == PAD, 4)
     want = model(images, widths, ids)
@@ -106,13 +114,75 @@ def test_positions_of_wide_lines_continue_the_table():
     assert mask.all()
 
 
-def test_an_empty_line_gives_finite_logits_and_gradients():
-    model, (images, widths, ids) = make(), batch()
+@both
+def test_an_empty_line_gives_finite_logits_and_gradients(positions):
+    model, (images, widths, ids) = make(positions=positions), batch()
     widths[1] = 0
     logits = model(images, widths, ids)
     assert torch.isfinite(logits).all()
     logits.square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_characters_are_counted_from_what_each_column_has_of_them():
+    """By a loop; lines of any width, and only the columns that are there."""
+    model = make(positions="counted").double()
+    images, widths, _ = batch(torch.float64)
+    memory, mask = model.encode(images, widths)
+    got = model.characters_before(memory, mask)
+    for sample, columns in enumerate((5, 1, 4)):
+        before = 0.0
+        for column in range(got.shape[1]):
+            tokens = memory[sample].view(2, -1, 12)[:, column]
+            share = torch.sigmoid(tokens @ model.share.weight[0] + model.share.bias).mean().item()
+            share = share if column < columns else 0.0
+            assert got[sample, column].item() == pytest.approx(before + share / 2, abs=1e-12)
+            before += share
+    with pytest.raises(ValueError, match="does not count characters"):
+        make().characters_before(memory, mask)
+
+
+def test_cross_attention_looks_for_the_character_by_its_number():
+    """Keys moved on by a character are those of the next query: scores depend on the difference."""
+    model = make(positions="counted").double()
+    images, widths, _ = batch(torch.float64)
+    memory, mask = model.encode(images, widths)
+    ids = torch.full((3, 4), 5)
+    place = model.characters_before(memory, mask)
+    want = model.decode(ids, memory, mask)
+    model.characters_before = lambda *_: place + 1.0
+    moved = model.decode(ids, memory, mask)
+    assert (moved - want).abs().max() > 1e-4
+    rotary = model.rotary
+    model.rotary.forward = lambda length, start=0: rotary.at(torch.arange(length) + start + 1)
+    assert_near(model.decode(ids, memory, mask), want)
+
+
+def test_what_a_column_holds_is_told_from_its_window():
+    """Two layers with a window of 3: nothing from more than 2 columns off, wherever it lies."""
+    model = make(positions="counted", window=3).double()
+    images = torch.randn(1, 2, 32, 16 * 8, dtype=torch.float64)
+    widths = torch.tensor([128])
+    want = model.encode(images, widths)[0].view(2, 16, 12)
+    moved = images.clone()
+    moved[..., 0] += 1  # the stem carries it to the first two columns
+    got = model.encode(moved, widths)[0].view(2, 16, 12)
+    changed = (got - want).abs().amax(dim=(0, 2)) > 1e-9
+    assert changed[0]
+    assert not changed[5:].any()
+    shifted = model.encode(torch.roll(images, 24, dims=3), widths)[0].view(2, 16, 12)
+    assert_near(shifted[:, 8:11], want[:, 5:8])  # three columns on, away from both edges
+
+
+@pytest.mark.parametrize("length", [4, 9])
+def test_a_counting_reader_decodes_with_a_cache_as_without(length):
+    model = make(positions="counted").double()
+    images, widths, _ = batch(torch.float64)
+    memory, mask = model.encode(images, widths)
+    ids = torch.randint(3, VOCAB, (3, length))
+    want, cache = model.decode(ids, memory, mask), model.decoder.new_cache()
+    for t in range(length):
+        assert_near(model.decode(ids[:, t : t + 1], memory, mask, cache)[:, 0], want[:, t])
 
 
 def test_tied_weights_are_one_tensor():
@@ -128,6 +198,12 @@ def test_refused():
         Reader(VOCAB, height=40)
     with pytest.raises(ValueError, match="embed_dim=10 is not divisible by num_heads=4"):
         Reader(VOCAB, embed_dim=10)
+    with pytest.raises(ValueError, match="positions='relative'; expected 'absolute' or 'counted'"):
+        Reader(VOCAB, positions="relative")
+    with pytest.raises(ValueError, match="window=4 must be odd"):
+        Reader(VOCAB, positions="counted", window=4)
+    with pytest.raises(ValueError, match="head_dim=6 must be divisible by 4"):
+        Reader(VOCAB, positions="counted", embed_dim=24, num_heads=4)
     model = make()
     with pytest.raises(ValueError, match="reads lines 32 pixels high, these are 24"):
         model.encode(torch.zeros(1, 2, 24, 40), torch.tensor([40]))

@@ -53,6 +53,7 @@ class AttentionPool(nn.Module):
         return {"query"}
 
     def forward(self, x: Tensor) -> Tensor:
-        query = self.query.to(x.dtype).expand(x.shape[0], 1, -1)
+        # A copy: what torch's counters are given of a parameter's view, they take for a leaf.
+        query = self.query.to(x.dtype).repeat(x.shape[0], 1, 1)
         y = self.attn(query, x)
         return (y + self.ffn(self.norm(y)))[:, 0]

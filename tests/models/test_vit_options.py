@@ -8,6 +8,8 @@ import torch
 from oracles import assert_near, fill, outcome
 from timm.models.eva import Eva
 
+from cvattn.cost import count_macs
+from cvattn.maps import capture_attention
 from cvattn.models import VisionTransformer
 
 SIZES = {"embed_dim": 24, "num_heads": 3, "ffn_dim": 40, "num_layers": 2, "patch_size": 2}
@@ -294,6 +296,19 @@ def test_checkpointing_devices_and_what_is_refused():
         VisionTransformer(5, pool="cls", class_token=False)
     with pytest.raises(TypeError, match="thetta"):
         VisionTransformer(5, rotary={"thetta": 5.0})
+
+
+def test_an_attention_pool_is_counted_and_looked_at():
+    model, x = make(pool="attention", num_registers=2), torch.randn(1, 3, 6, 10)
+    tokens, pairs, width = 17, 17 * 17, 24
+    layer = tokens * width * (4 * width + 2 * 40) + 2 * pairs * width
+    pool = 15 * width * 2 * width + 2 * width * width + 2 * 15 * width + 2 * width * 40
+    stem = 15 * 12 * width
+    assert count_macs(model, x) == 2 * layer + pool + stem + 5 * width
+    with capture_attention(model) as maps:
+        model(x)
+    assert maps["attention_pool.attn"].shape == (1, 3, 1, 15)
+    assert maps["encoder.layers.1.self_attn"].shape == (1, 3, 17, 17)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,9 @@ class Attend(nn.Module):
         return self.tokens(x, attn_mask=mask, is_causal=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"add_bias_kv": True, "add_zero_attn": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"add_bias_kv": True, "add_zero_attn": True}, {"qk_norm": "rms"}]
+)
 def test_torch_fx_traces_it(options):
     """The graph holds for other sizes, since checks and decisions stay calls."""
     module = Attend(**options).double()

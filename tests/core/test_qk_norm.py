@@ -190,8 +190,14 @@ class Turned(nn.Module):
         return self.attention(x, rotary=self.rotary(x.shape[1]))
 
 
-@pytest.mark.parametrize("kind", NORMS)
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "autocast"),
+    [
+        ("rms", True),
+        *(pytest.param(kind, False, marks=pytest.mark.slow) for kind in NORMS),
+        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in (None, "layer")),
+    ],
+)
 def test_compiles_whole_and_half_precision_keeps_its_dtype(kind, autocast):
     module = fill(Turned(kind))
     x = torch.randn(2, 7, WIDTH, requires_grad=True)

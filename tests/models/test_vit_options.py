@@ -315,7 +315,10 @@ def test_an_attention_pool_is_counted_and_looked_at():
     "options",
     [
         {"rotary": {}, "num_registers": 2, "pool": "cls", "norm": "rms", "qk_norm": "rms"},
-        {"pool": "attention", "activation": "swiglu", "positions": "none", "rotary": DINOV3},
+        pytest.param(
+            {"pool": "attention", "activation": "swiglu", "positions": "none", "rotary": DINOV3},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_compiles_whole_exports_and_runs_in_half_precision(options):

@@ -207,6 +207,12 @@ def test_compiles_whole_and_half_precision_keeps_its_dtype(kind, autocast):
         got, want = compiled(x), module(x)
     assert torch.equal(got, want)
     assert got.dtype == (torch.bfloat16 if autocast else torch.float32)
+    seen = []
+    module.attention.observers = (lambda used: seen.extend((used.query.dtype, used.key.dtype)),)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        module(x)
+    module.attention.observers = ()
+    assert set(seen) == {got.dtype}
     half = copy.deepcopy(module).bfloat16()
     assert half(x.bfloat16()).dtype == torch.bfloat16
     error = (half(x.bfloat16()).float() - module(x)).abs().max()

@@ -247,6 +247,8 @@ def test_rotary_positions_in_other_sizes(rotary):
         model.eval()(x)
     state = copy.deepcopy(model.state_dict())
     model.resample((10, 6))
+    assert model.rotary.grid == (5, 3)
+    assert model.rotary.table.shape[1] == 15
     assert_near(model(x), training)
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     assert (model(x) - model(x.flip(2))).abs().max() > 1e-3

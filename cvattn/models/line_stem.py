@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 
 
-def line_stem(channels: Sequence[int]) -> "list[StemLayer]":
+def line_stem(channels: Sequence[int]) -> "list[_StemLayer]":
     """Halves the line for each pair of channels; at last only its height, once more."""
-    layers: list[StemLayer] = []
+    layers: list[_StemLayer] = []
     for index, (before, after) in enumerate(itertools.pairwise(channels)):
         if index > 1:  # where few places are left for it to cost
-            layers.append(StemLayer(before, before, (1, 1)))
-        layers.append(StemLayer(before, after, (2, 2)))
-    return [*layers, StemLayer(channels[-1], channels[-1], (2, 1))]
+            layers.append(_StemLayer(before, before, (1, 1)))
+        layers.append(_StemLayer(before, after, (2, 2)))
+    return [*layers, _StemLayer(channels[-1], channels[-1], (2, 1))]
 
 
-class StemLayer(nn.Module):
+class _StemLayer(nn.Module):
     """A 3x3 convolution, norm over channels, ReLU; with stride 1, added to what came in."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: tuple[int, int]) -> None:

@@ -35,8 +35,7 @@ def cut(x: Tensor, rows: Runs, columns: Runs) -> tuple[Tensor, ...]:
 
     A band is a run of rows and a run of columns; those of the first run of rows come first.
     """
-    # Compilers take the plain form, and fuse it with what comes after.
-    return _cut(x, rows, columns) if _tracing() else Cut.apply(x, rows, columns)
+    return _cut(x, rows, columns) if _plain(rows, columns) else Cut.apply(x, rows, columns)
 
 
 def paste(parts: Sequence[Tensor], rows: Runs, columns: Runs, like: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ def paste(parts: Sequence[Tensor], rows: Runs, columns: Runs, like: Tensor) -> T
         rows, columns: runs of tiles that do not overlap and leave nothing out.
         like: a map whose batch and order of strides the result has.
     """
-    if not _tracing():
+    if not _plain(rows, columns):
         return Paste.apply(rows, columns, _layout(like), *parts)
     bands = [
         _as_grid(part, *band, like.shape[0]).flatten(4, 5).flatten(2, 3)
@@ -71,8 +70,14 @@ def _layout(x: Tensor) -> Layout:
     return Layout(x.shape[0], x.shape[2], x.shape[3], x.stride(-1) != 1 and x.stride(-2) == 1)
 
 
-def _tracing() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+def _plain(rows: Runs, columns: Runs) -> bool:
+    """Whether torch's own derivatives are as good.
+
+    They are of one band of tiles side by side. Compilers fuse the plain form with what comes after.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return True
+    return len(rows) == len(columns) == 1 and _apart(rows, columns)
 
 
 def _cut(x: Tensor, rows: Runs, columns: Runs) -> tuple[Tensor, ...]:

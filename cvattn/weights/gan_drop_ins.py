@@ -58,10 +58,12 @@ def _drop_in(
     gives_pair = _try(module, take, wants_class)
     for name, source in {**layers, "gamma": None}.items():
         _follow(ours, name, module if source is None else module.get_submodule(source))
-    ours.train(module.training)
+    placed: nn.Module = ours
     if gives_pair:
-        return PairDropIn(ours).train(module.training)
-    return ClassDropIn(ours).train(module.training) if wants_class else ours
+        placed = PairDropIn(ours)
+    elif wants_class:
+        placed = ClassDropIn(ours)
+    return placed.train(module.training)
 
 
 def _check_hooks(module: nn.Module) -> None:

@@ -102,14 +102,24 @@ class _Owners:
     def __init__(self, model: nn.Module) -> None:
         self._of_modules: dict[nn.Module, set[nn.Module]] = defaultdict(set)
         self._of_parameters: dict[int, set[nn.Module]] = defaultdict(set)
+        self._kept: set[nn.Module] = set()
         for holder in model.modules():
             for child in holder.children():
                 self._of_modules[child].add(holder)
             for parameter in holder.parameters(recurse=False):
                 self._of_parameters[id(parameter)].add(holder)
+            for name, value in vars(holder).items():
+                if not name.startswith("_") and isinstance(value, (list, tuple, dict)):
+                    items = value.values() if isinstance(value, dict) else value
+                    self._kept.update(item for item in items if isinstance(item, nn.Module))
 
     def check_alone(self, module: nn.Module) -> None:
-        """Raise ValueError if something inside of it is elsewhere in the model too."""
+        """Raise ValueError if something inside of it is elsewhere in the model too.
+
+        A plain list is no place that could be exchanged: its module would go on being called.
+        """
+        if module in self._kept:
+            raise ValueError("it is also in a plain list, tuple or dict of the model")
         inside = set(module.modules())
         for name, part in module.named_modules():
             if part is not module and not self._of_modules[part] <= inside:

@@ -85,7 +85,7 @@ class Network(nn.Module):
         x = self.again(self.first(self.stem(x)).tanh()).tanh()
         x = self.deep["blocks"][0][0](x, torch.zeros(()))
         x, weights = self.last(x.tanh())
-        return x * weights.square().sum()
+        return (x.flatten(2) @ weights.mT).view_as(x)  # transposed ones would show
 
 
 def acting(network):
@@ -125,7 +125,9 @@ def test_what_is_kept():
     theirs.first.key_conv.weight.requires_grad_(False)
     theirs.last.value_conv.weight_orig.requires_grad_(False)
     theirs.deep.requires_grad_(False)
-    theirs.first.train()
+    theirs.train()
+    theirs.first.eval()
+    theirs.deep["blocks"].eval()
     ours = replaced(theirs)
     assert {p.dtype for p in ours.parameters()} == {torch.float32}
     assert {name for name, p in ours.named_parameters() if not p.requires_grad} == {
@@ -136,8 +138,9 @@ def test_what_is_kept():
             for name in ("gamma", *(f"{n}.weight" for n in ("query", "key", "value", "proj")))
         ),
     }
-    assert ours.first.training
-    assert not ours.last.training
+    assert not any(part.training for part in ours.first.modules())
+    assert not any(part.training for part in ours.deep["blocks"].modules())
+    assert all(part.training for part in ours.last.modules())
 
 
 def test_half_precision():
@@ -221,6 +224,12 @@ def with_shared_layer():
     return nn.ModuleDict({"block": block, "other": nn.Sequential(block.query_conv)})
 
 
+def in_a_list():
+    network = nn.ModuleDict({"block": SelfAttn()})
+    network.every = [network["block"]]
+    return network
+
+
 def compiled():
     block = SelfAttn()
     block.compile(backend="eager")
@@ -238,6 +247,7 @@ REASONS = {
     "shared weight": (sharing, "value_conv.weight is shared with another layer"),
     "tied": (tied, "conv.weight is shared with another layer"),
     "shared layer": (with_shared_layer, "query_conv is shared with another part of the model"),
+    "in a list": (in_a_list, "it is also in a plain list"),
     "meta": (lambda: SelfAttn().to("meta"), "gamma is on the meta device"),
     "compiled": (compiled, "is compiled; change the module that it was made from"),
 }

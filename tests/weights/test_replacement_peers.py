@@ -339,6 +339,9 @@ def test_the_block_itself_is_put_where_the_call_is_the_same():
     ours = replaced(theirs)
     assert type(ours[0]) is SelfAttention3d
     assert ours[0].training
+    old = theirs[0]
+    cvattn.replace_attention(theirs)
+    assert type(old.attn) is SABlock, "what was taken out is as it was"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="has no attention to replace"):

@@ -39,9 +39,9 @@ def build(text: str) -> tuple[nn.Module, bool]:
     known = _factories()
     if name not in known:
         raise CommandError(f"there is no {name!r} to be built{did_you_mean(name, known)}")
-    parameters = inspect.signature(known[name]).parameters
+    parameters = _argument_names(known[name])
     for key in named:
-        if key not in parameters:
+        if parameters is not None and key not in parameters:
             raise CommandError(f"{name} has no argument {key!r}{did_you_mean(key, parameters)}")
     try:
         with torch.device("meta"):
@@ -50,6 +50,24 @@ def build(text: str) -> tuple[nn.Module, bool]:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CommandError(f"{text}: {lines[0]}") from error
     return module, name in cvattn.models.__all__
+
+
+def _argument_names(factory: Callable[..., nn.Module]) -> dict[str, None] | None:
+    """What it takes by name, with what it hands on to its class and that to its bases.
+
+    None where it hands on more, of which only the call itself tells.
+    """
+    kind: Any = getattr(factory, "__self__", factory)
+    bases = [base for base in inspect.getmro(kind) if issubclass(base, nn.Module)][:-1]
+    own = [vars(base)["__init__"] for base in bases if "__init__" in vars(base)]
+    names: dict[str, None] = {}
+    for function in (factory, *own):
+        parameters = inspect.signature(function).parameters.values()
+        names |= {each.name: None for each in parameters if each.kind is not each.VAR_KEYWORD}
+        if all(each.kind is not each.VAR_KEYWORD for each in parameters):
+            names.pop("self", None)
+            return names
+    return None
 
 
 def _read(text: str) -> tuple[str, list[Any], dict[str, Any]]:
@@ -89,7 +107,8 @@ def _factories() -> dict[str, Callable[..., nn.Module]]:
             cls = getattr(package, name)
             if inspect.isclass(cls) and issubclass(cls, nn.Module):
                 found[name] = cls
-                for way, method in vars(cls).items():
+                for way in dir(cls):
+                    method = inspect.getattr_static(cls, way)
                     if isinstance(method, classmethod) and not way.startswith("_"):
                         found[f"{name}.{way}"] = getattr(cls, way)
     return found

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cvattn.core.attention import attention, record_routes
-from cvattn.core.attention.plan import AttentionCall, Route, RouteName
+from cvattn.core.attention.call import AttentionCall
+from cvattn.core.attention.plan import Route, RouteName
 from cvattn.cost.memory import LIBRARIES, can_trace, predict_peak
 from cvattn.cost.shapes import as_shapes
 

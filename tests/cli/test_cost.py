@@ -90,6 +90,7 @@ def test_a_plan_for_a_gpu_that_is_not_here(capsys, monkeypatch):
     [
         (["SelfAtention2d(8)"], "no 'SelfAtention2d' to be built; did you mean SelfAttention2d"),
         (["SelfAttention2d.bigan(8)"], "did you mean SelfAttention2d.biggan"),
+        (["WindowAttention2d.unet(8, num_head=2)"], "did you mean num_heads?"),
         (["SelfAttention2d(8, num_head=2)"], "no argument 'num_head'; did you mean num_heads?"),
         (["SelfAttention2d(8, num_heads=3)"], "not divisible by num_heads=3"),
         (["SelfAttention2d()"], "missing 1 required positional argument"),

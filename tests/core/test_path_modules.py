@@ -106,8 +106,9 @@ def test_tokens_give_one_result_with_weights_and_without(on_route):
         module.eval() if dropout else module.train(draw(st.booleans()))
         x = torch.randn(batch, length, module.embed_dim, dtype=torch.float64)
         mask = torch.rand(batch, 1, length, length) < 0.6
+        mask[0, 0, 0, 0] = True  # something is seen
         terms = {"attn_mask": mask, "is_causal": draw(st.booleans())}
-        q, k, v, _ = module._project(x, None, None, None, None, False)
+        q, k, v, _ = module._project(x, None, None, None, None, False, (None, None), None)
         heads_out, expected = loop_attention(q, k, v, **terms)
         wanted = module.out_proj(heads_out.transpose(1, 2).flatten(2))
         for route in ROUTES:

@@ -8,12 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 from cvattn.blocks import SelfAttention2d
 from cvattn.core import MultiHeadAttention, attention
 from cvattn.core.attention import AttentionCall, choose_route, processor, record_routes
-from cvattn.core.attention.plan import (
-    SCORES_BOUND,
-    count_scores,
-    describe_call,
-    padded_widths,
-)
+from cvattn.core.attention.call import count_scores, describe_call
+from cvattn.core.attention.plan import SCORES_BOUND, padded_widths
 
 HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
 
@@ -136,12 +132,12 @@ def test_a_call_is_described_as_it_is():
 
 
 def test_the_record_names_what_ran():
-    block, tokens = SelfAttention2d(16), MultiHeadAttention(8, 2)
+    block, tokens = SelfAttention2d(16), MultiHeadAttention(80, 2)
     with record_routes() as outer:
         block(torch.randn(1, 16, 7, 5))
         with record_routes() as inner:
-            tokens(torch.randn(2, 17, 8))
-    tokens(torch.randn(2, 17, 8))
+            tokens(torch.randn(2, 17, 80))
+    tokens(torch.randn(2, 17, 80))
     assert [(given.length, route.name) for given, route in outer] == [(35, "direct"), (17, "fused")]
     assert inner == outer[1:]
 
@@ -157,7 +153,7 @@ def kernels(function):
 def test_trap_04_the_kernel_that_was_chosen_is_the_one_that_runs():
     """torch falls back to storing all scores without a word; the profiler says which it was."""
     fused, math = "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::softmax"
-    nchw = torch.randn(2, 7, 5 * 11).mT[:, None]  # as from a map in NCHW
+    nchw = torch.randn(2, 7, 7 * 11).mT[:, None]  # as from a map in NCHW
     assert fused in kernels(lambda: attention(nchw, nchw, nchw))
     assert fused not in kernels(lambda: F.scaled_dot_product_attention(nchw, nchw, nchw))
     query, value = torch.randn(1, 1, 2500, 4), torch.randn(1, 1, 2500, 33)

@@ -106,8 +106,8 @@ FAULTS = (
     Fault(
         "samples see each other's masks in the tiles",
         "core/attention/tiles.py",
-        "[one // self.heads % term.shape[0], one % self.heads % term.shape[1]]",
-        "[one % self.heads % term.shape[0], one // self.heads % term.shape[1]]",
+        "return one // self.heads % term.shape[0], one % self.heads % term.shape[1]",
+        "return one % self.heads % term.shape[0], one // self.heads % term.shape[1]",
         (TILES_LOOP,),
     ),
     Fault(
@@ -220,8 +220,8 @@ FAULTS = (
     Fault(
         "gradient of the bias lands in the first rows",
         "core/attention/tiles.py",
-        "part = part[tile.rows]",
-        "part = part[: tile.shape[1]]",
+        "place = total[:, :, tile.rows]",
+        "place = total[:, :, : tile.shape[1]]",
         (TILES_LOOP,),
     ),
     Fault(

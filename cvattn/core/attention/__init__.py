@@ -4,12 +4,8 @@ The only package where a softmax over keys is written.
 """
 
 from cvattn.core.attention.attend import attention
-from cvattn.core.attention.plan import (
-    SCORES_BOUND,
-    AttentionCall,
-    Route,
-    choose_route,
-)
+from cvattn.core.attention.call import AttentionCall
+from cvattn.core.attention.plan import SCORES_BOUND, Route, choose_route
 from cvattn.core.attention.reference import attention_weights, reference_attention
 from cvattn.core.attention.routing import record_routes, use_route
 

@@ -6,16 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cvattn.core.attention.call import AttentionCall, describe_call, exporting
 from cvattn.core.attention.fused_second import add_second_derivative
 from cvattn.core.attention.inputs import check_inputs, check_terms, merge_allowed
 from cvattn.core.attention.nonfinite import all_finite, propagate_nonfinite, split_nonfinite
-from cvattn.core.attention.plan import (
-    LEAST_FUSED_KEYS,
-    AttentionCall,
-    describe_call,
-    exporting,
-    padded_widths,
-)
+from cvattn.core.attention.plan import LEAST_FUSED_KEYS, padded_widths
 from cvattn.core.attention.reference import reference_attention
 from cvattn.core.attention.routing import take_route
 from cvattn.core.attention.tiled import tiled_attention

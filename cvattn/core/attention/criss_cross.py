@@ -3,17 +3,11 @@
 import torch
 from torch import Tensor
 
+from cvattn.core.attention.call import AttentionCall, describe_call
 from cvattn.core.attention.criss_cross_autograd import CrissCross
 from cvattn.core.attention.criss_cross_formula import attend_whole
 from cvattn.core.attention.inputs import check_maps
-from cvattn.core.attention.plan import (
-    AttentionCall,
-    Route,
-    RouteName,
-    describe_call,
-    own_route,
-    why_impossible,
-)
+from cvattn.core.attention.plan import Route, RouteName, own_route, why_impossible
 from cvattn.core.attention.precision import autocast_dtype, without_autocast
 from cvattn.core.attention.routing import take_route
 

@@ -3,10 +3,9 @@
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
 
 from cvattn.core.attention import processor
+from cvattn.core.attention.call import AttentionCall, count_scores, exporting
 
 # Above this many bytes no route stores all L x S scores. Beyond it they leave the caches, and
 # C libraries give such blocks back to the system, so that each use pays for fresh pages.
@@ -16,44 +15,12 @@ LEAST_HALF_SCORES = 128 * 128
 # One vector of float32: with fewer keys torch's CPU kernel takes the row's maximum number by
 # number, skips NaN, and gives 0 for a row of nothing but NaN, as if all of it were hidden.
 LEAST_FUSED_KEYS = 16
+# Up to so many keys and so narrow heads torch's CPU kernel is slower than plain products.
+SHORT_KEYS, SHORT_WIDTH = 64, 32
+# Scores of fewer bytes do not repay what the plain products' calls cost.
+LEAST_SHORT_SCORES = 2**17
 
 RouteName = Literal["fused", "padded", "tiled", "direct"]
-
-
-class AttentionCall(NamedTuple):
-    """A call of :func:`attention`, as the plan sees it.
-
-    Attributes:
-        head_dim: E, width of query and key.
-        value_dim: Ev, width of the value.
-        dtype: in which the products are made (under autocast, autocast's).
-        device: "cpu", "cuda", ...
-        built_mask: elements of the mask that the fused kernels would need built for them (causal
-            with L != S, or several of mask, bias and causality); 0 = none, or one is there already.
-        grad: gradients of query, key or value are wanted.
-        bias_grad: a gradient of ``attn_bias`` is wanted.
-        dropout: weights are dropped.
-        transformed: inside a transform of torch.func, or forward-mode differentiation.
-    """
-
-    batch: int
-    heads: int
-    length: int
-    key_length: int
-    head_dim: int
-    value_dim: int
-    dtype: torch.dtype
-    device: str
-    built_mask: int = 0
-    grad: bool = True
-    bias_grad: bool = False
-    dropout: bool = False
-    transformed: bool = False
-
-
-def count_scores(call: AttentionCall) -> int:
-    """Number of scores, batch and heads included."""
-    return call.batch * call.heads * call.length * call.key_length
 
 
 class Route(NamedTuple):
@@ -74,57 +41,10 @@ class Route(NamedTuple):
 _FEW = f"the scores are at most {SCORES_BOUND >> 20} MiB and fit the caches"
 _MANY = f"the scores are more than the {SCORES_BOUND >> 20} MiB that may be stored"
 _BUILT = "a mask with an entry for each score would have to be built"
+_SHORT = "torch's CPU kernel is slower where few keys meet narrow heads"
 _EMULATED = "this CPU emulates half-precision products: float32 tiles are faster"
 _TRANSFORMED = "torch's fused kernels have no forward mode, second derivative or vmap"
 _NOT_TRANSFORMED = "compilers do not follow the derivatives of tiles under transforms"
-
-
-def describe_call(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    attn_mask: Tensor | None = None,
-    attn_bias: Tensor | None = None,
-    is_causal: bool = False,
-    dropout_p: float = 0.0,
-) -> AttentionCall:
-    """The call as the plan sees it."""
-    device = query.device.type
-    autocast = not query.is_meta and torch.is_autocast_enabled(device)
-    built = 0
-    # An export takes torch's operators in any case, and its sizes must stay open.
-    if not exporting():
-        shapes = [tuple(term.shape) for term in (attn_mask, attn_bias) if term is not None]
-        alone = not is_causal or (not shapes and query.shape[2] == key.shape[2])
-        shapes += [] if alone else [(query.shape[2], key.shape[2])]
-        if len(shapes) > 1 or not alone:
-            built = torch.Size(torch.broadcast_shapes(*shapes)).numel()
-    return AttentionCall(
-        batch=query.shape[0],
-        heads=query.shape[1],
-        length=query.shape[2],
-        key_length=key.shape[2],
-        head_dim=query.shape[3],
-        value_dim=value.shape[3],
-        dtype=torch.get_autocast_dtype(device) if autocast else query.dtype,
-        device=device,
-        built_mask=built,
-        grad=torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)),
-        bias_grad=attn_bias is not None and attn_bias.requires_grad and torch.is_grad_enabled(),
-        dropout=dropout_p > 0.0,
-        transformed=_is_transformed(),
-    )
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func (grad, vmap, jvp, ...) or a level of dual numbers is at work.
-
-    Asked of the process's state, not of the tensors: those of an inner transform do not show what
-    an outer one has wrapped.
-    """
-    # A level of torch.func.jvp, too, is one of dual numbers. No public function tells either.
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def choose_route(call: AttentionCall) -> Route:
@@ -136,14 +56,6 @@ def choose_route(call: AttentionCall) -> Route:
     if call.device == "cpu":
         return _on_cpu(call)
     return _on_accelerator(call)
-
-
-# torch 2.10's compiler takes is_exporting() for True in every program. What is constant in one is
-# asked outside of it.
-@torch.compiler.assume_constant_result
-def exporting() -> bool:
-    """Whether a program is being made for elsewhere, whose sizes must stay open."""
-    return torch.compiler.is_exporting()
 
 
 def _on_cpu(call: AttentionCall) -> Route:
@@ -160,11 +72,21 @@ def _on_cpu(call: AttentionCall) -> Route:
         refused["fused"] = _BUILT
     if (unable := why_impossible("fused", call)) is not None:
         refused["fused"] = unable
+    if not refused and _is_short(call):
+        refused["fused"] = _SHORT
     if not refused:
         return Route("fused", "torch's CPU kernel takes equal widths", refused)
     if emulated and call.length * call.key_length >= LEAST_HALF_SCORES:
         return own_route(call, refused, why=_EMULATED)
     return own_route(call, refused)
+
+
+def _is_short(call: AttentionCall) -> bool:
+    """Whether each softmax is over so few keys that two plain products are faster on a CPU."""
+    few = call.key_length <= SHORT_KEYS and call.head_dim <= SHORT_WIDTH
+    stored = count_scores(call) * call.dtype.itemsize
+    plain = call.dtype == torch.float32 and not call.masked
+    return few and plain and LEAST_SHORT_SCORES <= stored <= SCORES_BOUND
 
 
 def _on_accelerator(call: AttentionCall) -> Route:

@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 import torch
 
-from cvattn.core.attention.plan import AttentionCall, Route, RouteName, choose_route, why_impossible
+from cvattn.core.attention.call import AttentionCall
+from cvattn.core.attention.plan import Route, RouteName, choose_route, why_impossible
 
 Record = list[tuple[AttentionCall, Route]]
 Chooser = Callable[[AttentionCall], Route]

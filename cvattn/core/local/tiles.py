@@ -47,27 +47,29 @@ def paste(parts: Sequence[Tensor], rows: Runs, columns: Runs, like: Tensor) -> T
     """
     if not _plain(rows, columns):
         return Paste.apply(rows, columns, _layout(like), *parts)
-    bands = [
-        _as_grid(part, *band, like.shape[0]).flatten(4, 5).flatten(2, 3)
+    grids = (
+        _as_grid(part, *band, like.shape[0])
         for part, band in zip(parts, product(rows, columns), strict=True)
-    ]
+    )
+    bands = [grid.movedim(1, -2).flatten(3, 4).flatten(1, 2) for grid in grids]  # heads as in cut
     count = len(columns)
-    strips = [torch.cat(bands[at : at + count], 3) for at in range(0, len(bands), count)]
-    return torch.cat(strips, 2)
+    strips = [torch.cat(bands[at : at + count], 2) for at in range(0, len(bands), count)]
+    return torch.cat(strips, 1).movedim(-2, 1)
 
 
 class Layout(NamedTuple):
-    """What a map is like, but for its width: its batch, height, width, and its strides' order."""
+    """What a map is like, but for its width: its batch, height, width, and its axes in memory."""
 
     batch: int
     height: int
     width: int
-    channels_first: bool
+    order: tuple[int, ...]
 
 
 def _layout(x: Tensor) -> Layout:
-    # What convolutions give, split into heads, has the positions last.
-    return Layout(x.shape[0], x.shape[2], x.shape[3], x.stride(-1) != 1 and x.stride(-2) == 1)
+    # Largest stride first; axes of one position stand as they are.
+    order = sorted(range(5), key=lambda axis: x.stride()[axis], reverse=True)
+    return Layout(x.shape[0], x.shape[2], x.shape[3], tuple(order))
 
 
 def _plain(rows: Runs, columns: Runs) -> bool:
@@ -89,10 +91,14 @@ def _cut(x: Tensor, rows: Runs, columns: Runs) -> tuple[Tensor, ...]:
         if row.step == row.size and column.step == column.size:
             part = part.unflatten(3, (column.tiles, -1)).unflatten(2, (row.tiles, -1))
             part = part.permute(0, 2, 4, 1, 3, 5, 6)
+            parts.append(part.reshape(-1, x.shape[1], row.size * column.size, x.shape[-1]))
         else:
             part = part.unfold(2, row.size, row.step).unfold(3, column.size, column.step)
-            part = part.permute(0, 2, 3, 1, 5, 6, 4)
-        parts.append(part.reshape(-1, x.shape[1], row.size * column.size, x.shape[-1]))
+            # Heads beside each other in memory, as convolutions give them: much is copied, and so
+            # in long pieces.
+            part = part.permute(0, 2, 3, 5, 6, 1, 4)
+            part = part.reshape(-1, row.size * column.size, x.shape[1], x.shape[-1])
+            parts.append(part.transpose(1, 2))
     return tuple(parts)
 
 
@@ -109,15 +115,14 @@ def _as_grid(part: Tensor, row: Run, column: Run, batch: int) -> Tensor:
 
 def _paste(parts: Sequence[Tensor], rows: Runs, columns: Runs, layout: Layout) -> Tensor:
     """The sum of tiles where they overlap, 0 where there are none."""
-    batch, height, width, channels_first = layout
-    sizes = (parts[0].shape[1], parts[0].shape[-1])
-    shape = (batch, sizes[0], height, width, sizes[1])
+    batch, height, width, order = layout
+    shape = (batch, parts[0].shape[1], height, width, parts[0].shape[-1])
     apart = _apart(rows, columns)
     make = parts[0].new_empty if apart else parts[0].new_zeros
-    channels_first = channels_first and apart  # sums would be slow
-    order = (0, 1, 4, 2, 3) if channels_first else (0, 1, 2, 3, 4)
+    if not apart:
+        order = (0, 2, 3, 1, 4)  # sums are slow in another
     total = make([shape[axis] for axis in order])
-    total = total.permute(0, 1, 3, 4, 2) if channels_first else total
+    total = total.permute([order.index(axis) for axis in range(5)])
     for part, (row, column) in zip(parts, product(rows, columns), strict=True):
         grid = _as_grid(part, row, column, batch)
         # Parts of a tile that meet no other's same part.

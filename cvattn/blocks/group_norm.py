@@ -5,14 +5,14 @@ from torch import Tensor, nn
 
 
 class MapGroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm`` on maps (B, C, *sizes), with a mask for those that are padded.
+    """``nn.GroupNorm`` on maps (B, C, ...), with a mask for those that are padded.
 
     Wu and He, "Group Normalization" (2018). With a mask, mean and variance are those of the real
     positions, so that a map gets what it would get alone; padding becomes the bias.
     """
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, C, *sizes); mask bool (B, *sizes), True = real; None = all."""
+        """x (B, C, ...); mask bool (B, ...), True = real; None = all."""
         if mask is None:
             return super().forward(x)
         padding = ~mask[:, None, None]

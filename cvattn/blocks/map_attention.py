@@ -27,7 +27,7 @@ torch.fx.wrap("check_map")
 
 
 class MapAttention(nn.Module):
-    """A residual branch on a map (B, C, *sizes): norm, q, k, v; attention, a projection, a factor.
+    """A residual branch on a map (B, C, ...): norm, q, k, v; attention, a projection, a factor.
 
     ``y = x + gamma * proj(attended)``. What is attended to is for the subclasses, which list the
     arguments: :class:`cvattn.SelfAttention2d` explains them.
@@ -180,11 +180,11 @@ class MapAttention(nn.Module):
         return self.dropout if self.training else 0.0
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(B, heads * d, *sizes) -> (B, heads, *sizes, d)."""
+        """(B, heads * d, ...) -> (B, heads, ..., d)."""
         return x.unflatten(1, (self.num_heads, -1)).movedim(2, -1)
 
     def _tokens(self, x: Tensor) -> Tensor:
-        """(B, heads * d, *sizes) -> (B, heads, N, d)."""
+        """(B, heads * d, ...) -> (B, heads, N, d)."""
         return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
 
     def _add(self, x: Tensor, attended: Tensor, mask: Tensor | None) -> Tensor:

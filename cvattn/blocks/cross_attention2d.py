@@ -90,8 +90,11 @@ class CrossAttention2d(MapAttention):
             size = (x.shape[-2], x.shape[-1])
             keys = (context.shape[-2], context.shape[-1]) if context.ndim == 4 else None
             observe(Observed(q, k, terms, is_self=False, size=size, key_size=keys))
-        output = self._add(x, attention(q, k, v, dropout_p=self._dropout_p, **terms), mask)
-        return (output, attention_weights(q, k, rows=rows, **terms)) if need_weights else output
+        attended = attention(q, k, v, dropout_p=self._dropout_p, **terms)
+        weights = attention_weights(q, k, rows=rows, **terms) if need_weights else None
+        del q, k, v  # which need not be there beside what comes now
+        output = self._add(x, attended, mask)
+        return output if weights is None else (output, weights)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, context_channels={self.context_channels}"

@@ -44,13 +44,18 @@ class LocalAttention2d(MapAttention):
         check_rows_wanted(need_weights, rows)
         tokens = self._prepared(x, mask)
         q, k, v = (self._heads(layer(tokens)) for layer in (self.query, self.key, self.value))
-        output = self._add(x, self._attend(q, k, v, mask).flatten(2, 3), mask)
-        if not (need_weights or self.observers):
-            return output
-        seen = self._observed(q, k, mask)
-        for observe in self.observers:
-            observe(seen)
-        return (output, seen.weights(rows)) if need_weights else output
+        del tokens  # a map that need not be there beside what comes now
+        weights = None
+        if need_weights or self.observers:
+            seen = self._observed(q, k, mask)
+            for observe in self.observers:
+                observe(seen)
+            weights = seen.weights(rows) if need_weights else None
+            del seen
+        attended = self._attend(q, k, v, mask).flatten(2, 3)
+        del q, k, v  # nor these
+        output = self._add(x, attended, mask)
+        return output if weights is None else (output, weights)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """q, k (B, heads, H, W, E), v (B, heads, H, W, Ev) -> (B, heads, H, W, Ev)."""

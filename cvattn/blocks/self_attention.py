@@ -155,6 +155,7 @@ class SelfAttention(MapAttention):
         tokens = self._prepared(x, mask)
         key, value, key_mask = self._pool(self.key(tokens), self.value(tokens), mask)
         q, k, v = (self._tokens(each) for each in (self.query(tokens), key, value))
+        del tokens  # a map that need not be there beside what comes now
         terms: dict[str, Any] = {
             "attn_mask": combine_masks(attn_mask, key_mask),
             "attn_bias": self._bias((x.shape[-2], x.shape[-1])),
@@ -166,8 +167,11 @@ class SelfAttention(MapAttention):
                 size = (x.shape[-2], x.shape[-1])
                 keys = (key.shape[-2], key.shape[-1])
             observe(Observed(q, k, terms, size=size, key_size=keys, kv_pool=self.kv_pool))
-        output = self._add(x, attention(q, k, v, dropout_p=self._dropout_p, **terms), mask)
-        return (output, attention_weights(q, k, rows=rows, **terms)) if need_weights else output
+        attended = attention(q, k, v, dropout_p=self._dropout_p, **terms)
+        weights = attention_weights(q, k, rows=rows, **terms) if need_weights else None
+        del key, value, q, k, v  # nor these
+        output = self._add(x, attended, mask)
+        return output if weights is None else (output, weights)
 
     def key_grid(self, *size: int) -> tuple[int, ...]:
         """(H, W) of the keys for a map of that size: smaller if keys are pooled."""

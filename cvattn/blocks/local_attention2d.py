@@ -43,8 +43,9 @@ class LocalAttention2d(MapAttention):
         """
         check_rows_wanted(need_weights, rows)
         tokens = self._prepared(x, mask)
-        q, k, v = (self._heads(layer(tokens)) for layer in (self.query, self.key, self.value))
-        del tokens  # a map that need not be there beside what comes now
+        projected = (self.query(tokens), self.key(tokens), self.value(tokens))
+        q, k, v = (self._heads(each) for each in projected)
+        del tokens, projected  # maps that need not be there beside what comes now
         weights = None
         if need_weights or self.observers:
             seen = self._observed(q, k, mask)

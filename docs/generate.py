@@ -256,7 +256,9 @@ def forms_table(results: Path) -> str:
 def _time_and_peak(row: dict[str, str] | None) -> str:
     if row is None or not row["median_ms"]:
         return ""
-    return f"{float(row['median_ms']):.3g} ms, {float(row['peak_mib']):.0f} MiB"
+    time = float(row["median_ms"])
+    said = f"{time:.3g} ms" if time < 1000 else f"{time / 1000:.3g} s"
+    return f"{said}, {float(row['peak_mib']):.0f} MiB"
 
 
 def _speed_files(results: Path) -> list[Path]:

@@ -121,7 +121,17 @@ def test_weights_are_those_that_are_used_for_all_and_for_rows(make):
     assert maps.on_grid("0").shape == (2, block.num_heads, 2, 5, 7)
 
 
-@forms
+# One without and one with all that there can be around attention; the others in the slow tests.
+QUICK = ("common", "unet, where")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, make in FORMS.items()
+    ],
+)
 def test_compiled_and_exported(make):
     block, x = acting(make()), torch.randn(2, CHANNELS, 5, 7)
     mask = torch.rand(2, 5, 7) > 0.3

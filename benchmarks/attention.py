@@ -54,6 +54,12 @@ def main() -> int:
 
         if draw(rows, output.with_suffix(".png")):
             console.print(f"Picture: {output.with_suffix('.png').name}")
+    if any(row["case"].startswith("form-") for row in rows):
+        from forms_picture import draw_forms
+
+        forms = output.with_name(f"{output.stem}_forms.png")
+        if draw_forms(rows, forms):
+            console.print(f"Picture: {forms.name}")
     console.print(f"Rows: {output.name}")
     for case in failed:
         console.print(f"[red]failed: {case}")

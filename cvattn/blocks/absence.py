@@ -37,8 +37,10 @@ class Absence:
                 _leave_meta(block)
             _begin_anew(block, name)
         on_meta = any(each.is_meta for each in block.parameters())
-        if isinstance(block, MapAttention) and not on_meta and not block.is_identity():
-            gamma = block.gamma
+        acting = (each for each in block.modules() if isinstance(each, MapAttention))
+        first = None if on_meta else next((e for e in acting if not e.is_identity()), None)
+        if first is not None:
+            gamma = first.gamma
             what = "its projection is not 0" if gamma is None else f"gamma {gamma.item():.3g}"
             warnings.warn(
                 f"the state has nothing for {name!r}: it keeps the values that it has ({what})",

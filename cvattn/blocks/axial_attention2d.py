@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cvattn.blocks.local_attention2d import LocalAttention2d
+from cvattn.blocks.map_attention import unet_form
 from cvattn.core.local import criss_cross_attention, window_attention
 from cvattn.core.local_masks import axis_mask_2d, criss_cross_mask_2d
 
@@ -66,12 +67,11 @@ class AxialAttention2d(nn.Module):
         self.rows = AxisAttention2d(in_channels, axis="row", **form)
 
     @classmethod
-    def unet(cls, in_channels: int, **others: Any) -> Self:
+    def unet(
+        cls, in_channels: int, *, head_dim: int | None = None, groups: int = 32, **others: Any
+    ) -> Self:
         """The form of U-Nets, see :meth:`cvattn.SelfAttention2d.unet`."""
-        block = cls(in_channels)
-        block.columns = AxisAttention2d.unet(in_channels, axis="column", **others)
-        block.rows = AxisAttention2d.unet(in_channels, axis="row", **others)
-        return block
+        return cls(in_channels, **{**unet_form(in_channels, head_dim, groups), **others})
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """x (B, C, H, W); mask bool (B, H, W), True = real, False = padding."""

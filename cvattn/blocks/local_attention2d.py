@@ -15,8 +15,8 @@ from cvattn.core.relative_bias import RelativeGridBias
 class LocalAttention2d(MapAttention):
     """Self-attention in which a position sees some others, which :meth:`_visible` tells.
 
-    The rest is as in :class:`cvattn.SelfAttention2d`, of which it is the reference: equal to it
-    under the mask that :meth:`_visible` gives for all positions.
+    The rest is as in :class:`cvattn.SelfAttention2d`, which is the specification: under the mask
+    that :meth:`_visible` gives for all positions the two are equal.
     """
 
     def forward(

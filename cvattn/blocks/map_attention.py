@@ -21,7 +21,6 @@ from cvattn.core.observed import Observers
 
 CONVOLUTIONS: dict[int, Callable[..., Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
-
 # One node in a graph of torch.fx: it branches on shapes, which a tracer does not know.
 torch.fx.wrap("check_map")
 
@@ -109,21 +108,7 @@ class MapAttention(nn.Module):
             groups: of the group norm, which divide C.
             others: further arguments of the class.
         """
-        head_dim = in_channels if head_dim is None else head_dim
-        if head_dim < 1 or in_channels % head_dim:
-            raise ValueError(
-                f"head_dim={head_dim} does not divide in_channels={in_channels}; "
-                f"{near_divisors(in_channels, head_dim)} do"
-            )
-        form: dict[str, Any] = {
-            "qk_channels": in_channels,
-            "value_channels": in_channels,
-            "num_heads": in_channels // head_dim,
-            "norm_groups": groups,
-            "scale": None,
-            "gamma_init": None,
-        }
-        return cls(in_channels, **{**form, **others})
+        return cls(in_channels, **{**unet_form(in_channels, head_dim, groups), **others})
 
     def projections(self) -> list[nn.Module]:
         """The layers with weights: q, k, v, and those of the output projection."""
@@ -209,6 +194,24 @@ class MapAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, num_heads={self.num_heads}"
+
+
+def unet_form(in_channels: int, head_dim: int | None, groups: int) -> dict[str, Any]:
+    """The arguments of :meth:`MapAttention.unet`."""
+    head_dim = in_channels if head_dim is None else head_dim
+    if head_dim < 1 or in_channels % head_dim:
+        raise ValueError(
+            f"head_dim={head_dim} does not divide in_channels={in_channels}; "
+            f"{near_divisors(in_channels, head_dim)} do"
+        )
+    return {
+        "qk_channels": in_channels,
+        "value_channels": in_channels,
+        "num_heads": in_channels // head_dim,
+        "norm_groups": groups,
+        "scale": None,
+        "gamma_init": None,
+    }
 
 
 def _fill_zero(layer: Any) -> None:

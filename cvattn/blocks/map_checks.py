@@ -51,6 +51,7 @@ def near_divisors(number: int, near: int) -> str:
 
 
 def refuse_batch_norm(proj: nn.Module) -> None:
+    """Raise ValueError if there is a batch norm in it: padding would take part in training."""
     if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in proj.modules()):
         raise ValueError(
             "the batch norm behind the projection would count the padding in training; batch maps "
@@ -59,6 +60,7 @@ def refuse_batch_norm(proj: nn.Module) -> None:
 
 
 def check_map(x: Tensor, mask: Tensor | None, in_channels: int, dimensions: int) -> None:
+    """Raise ValueError or TypeError unless the map has these channels, and the mask its sizes."""
     if x.ndim != dimensions + 2 or x.shape[1] != in_channels:
         sides = ", ".join(SIDES[dimensions])
         raise ValueError(

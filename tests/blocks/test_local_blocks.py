@@ -194,3 +194,14 @@ REFUSED = {
 def test_refused(build, message):
     with pytest.raises((ValueError, TypeError), match=message):
         build()
+
+
+@pytest.mark.parametrize("make", [AxialAttention2d, partial(AxialAttention2d.unet, **UNET)])
+def test_a_state_without_values_for_an_acting_block_is_said(make):
+    net = nn.Sequential(nn.Conv2d(3, CHANNELS, 3, padding=1), nn.ReLU())
+    before = net.state_dict()
+    insert_attention(net, after="1", block=make)
+    net.load_state_dict(before)  # as new: nothing to be said, and a warning is an error here
+    acting(net)
+    with pytest.warns(UserWarning, match=r"keeps the values that it has \((gamma -0.7|its proj)"):
+        net.load_state_dict(before)

@@ -86,11 +86,11 @@ class CrossAttention2d(MapAttention):
             for layer in (self.key, self.value)
         )
         terms: dict[str, Any] = {"attn_mask": attn_mask, "scale": self.scale}
+        attended = attention(q, k, v, dropout_p=self._dropout_p, **terms)
         for observe in self.observers:
             size = (x.shape[-2], x.shape[-1])
             keys = (context.shape[-2], context.shape[-1]) if context.ndim == 4 else None
-            observe(Observed(q, k, terms, is_self=False, size=size, key_size=keys))
-        attended = attention(q, k, v, dropout_p=self._dropout_p, **terms)
+            observe(Observed(q, k, v, attended, terms, False, size, keys))
         weights = attention_weights(q, k, rows=rows, **terms) if need_weights else None
         del q, k, v  # which need not be there beside what comes now
         output = self._add(x, attended, mask)

@@ -46,14 +46,14 @@ class LocalAttention2d(MapAttention):
         projected = (self.query(tokens), self.key(tokens), self.value(tokens))
         q, k, v = (self._heads(each) for each in projected)
         del tokens, projected  # maps that need not be there beside what comes now
+        attended = self._attend(q, k, v, mask).flatten(2, 3)
         weights = None
         if need_weights or self.observers:
-            seen = self._observed(q, k, mask)
+            seen = self._observed(q, k, v, attended, mask)
             for observe in self.observers:
                 observe(seen)
             weights = seen.weights(rows) if need_weights else None
             del seen
-        attended = self._attend(q, k, v, mask).flatten(2, 3)
         del q, k, v  # nor these
         output = self._add(x, attended, mask)
         return output if weights is None else (output, weights)
@@ -70,7 +70,9 @@ class LocalAttention2d(MapAttention):
         """What is added to the scores of the chosen rows, (heads, rows, H*W)."""
         return None
 
-    def _observed(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Observed:
+    def _observed(
+        self, q: Tensor, k: Tensor, v: Tensor, attended: Tensor, mask: Tensor | None
+    ) -> Observed:
         size = (q.shape[2], q.shape[3])
 
         def terms(rows: Tensor | None) -> dict[str, Any]:
@@ -84,8 +86,8 @@ class LocalAttention2d(MapAttention):
                 "scale": self.scale,
             }
 
-        tokens = q.flatten(2, 3), k.flatten(2, 3)
-        return Observed(*tokens, terms, size=size, key_size=size)
+        q, k, v = (each.flatten(2, 3) for each in (q, k, v))
+        return Observed(q, k, v, attended, terms, size=size, key_size=size)
 
 
 def pair(name: str, given: int | Sequence[int]) -> tuple[int, int]:

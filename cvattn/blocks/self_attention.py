@@ -161,13 +161,14 @@ class SelfAttention(MapAttention):
             "attn_bias": self._bias((x.shape[-2], x.shape[-1])),
             "scale": self.scale,
         }
+        attended = attention(q, k, v, dropout_p=self._dropout_p, **terms)
         for observe in self.observers:
             size = keys = None
             if self.dimensions == 2:
                 size = (x.shape[-2], x.shape[-1])
                 keys = (key.shape[-2], key.shape[-1])
-            observe(Observed(q, k, terms, size=size, key_size=keys, kv_pool=self.kv_pool))
-        attended = attention(q, k, v, dropout_p=self._dropout_p, **terms)
+            seen = Observed(q, k, v, attended, terms, True, size, keys, self.kv_pool)
+            observe(seen)
         weights = attention_weights(q, k, rows=rows, **terms) if need_weights else None
         del key, value, q, k, v  # nor these
         output = self._add(x, attended, mask)

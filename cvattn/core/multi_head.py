@@ -174,9 +174,9 @@ class MultiHeadAttention(nn.Module):
         )
         dropout = self.dropout if self.training else 0.0
         finite = cache is not None and cache.finite
-        for observe in self.observers:
-            observe(Observed(q, k, terms, is_self=is_self))
         heads = attention(q, k, v, dropout_p=dropout, keys_are_finite=finite, **terms)
+        for observe in self.observers:
+            observe(Observed(q, k, v, heads, terms, is_self=is_self))
         output = self.out_proj(heads.transpose(1, 2).flatten(2))
         if not need_weights:
             return output

@@ -1,80 +1,177 @@
-"""The attention of timm's ViTs, looked into from outside: while fused, it keeps its weights."""
+"""Attention of others, seen while it runs: whatever passes through torch's attention functions."""
 
-import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
+from cvattn.blocks import MapAttention
+from cvattn.core import MultiHeadAttention
 from cvattn.core.observed import Observed
+from cvattn.maps.calls import AttentionCalls, GivenWeights, MultiHeadCall
+from cvattn.maps.fast_path import ProjectedTokens, calls_inside, guard
+from cvattn.maps.grids import Grid, Layout, find_layout
+from cvattn.maps.heads import per_head, terms_per_head
+from cvattn.maps.looks import looks_like_attention
+from cvattn.maps.running import Frame, RunningModules
+from cvattn.maps.windows import InWindows, in_windows
 
-_LOOKS_LIKE_ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+Shown = Observed | GivenWeights | ProjectedTokens | InWindows
+# Of a module, what its call shows and where that lies; what is returned writes it down.
+Keep = Callable[[nn.Module, Shown, Layout | None], Callable[[], None]]
 
 
-def is_timm_attention(module: nn.Module) -> bool:
-    """Whether it is ``timm.layers.Attention``, of timm's plain ViTs; timm need not be there."""
-    layers = sys.modules.get("timm.layers.attention")
-    return layers is not None and type(module) is layers.Attention
+class ForeignCalls:
+    """What the passes of a model show of attention that is not ours.
 
+    Each call of ``F.scaled_dot_product_attention`` belongs to the module that was running. A
+    softmax over the last of three or four dimensions is taken as weights (queries, keys) where it
+    happens in a module that looks like attention, by its class or its name, and that calls no such
+    function itself; where a pass shows nothing at all, of any module.
 
-def observe_timm(block: Any, keep: Callable[[Observed], None]) -> Callable[[], None]:
-    """Show the passes of a ``timm.layers.Attention``; what is returned ends it.
-
-    Queries and keys are what its two norms (identities, mostly) gave in that pass: whatever
-    projects them, they are those that were multiplied.
+    Args:
+        model: the whole.
+        keep: takes each call.
+        softmaxes: take those of any module in any case.
+        detach: whether weights have no gradients.
+        grid: (H, W) of tokens that lie on no grid that is found.
     """
-    given: list[Tensor] = []  # first the queries, then the keys
 
-    def note(_: nn.Module, args: tuple, output: Tensor) -> None:
-        given.append(output)
+    def __init__(
+        self, model: nn.Module, keep: Keep, *, softmaxes: bool, detach: bool, grid: Grid | None
+    ) -> None:
+        self._keep = keep
+        self._softmaxes, self._detach, self._grid = softmaxes, detach, grid
+        self._names = {module: name for name, module in model.named_modules()}
+        self._shows = False  # this pass has shown something
+        self._held: list[Callable[[], None]] = []  # softmaxes, if it shows nothing else
+        self.running = RunningModules(self._names, self._begin, self._end)
+        self.mode = AttentionCalls(self._call, self._softmax)
 
-    def show(module: Any, args: tuple, kwargs: dict[str, Any], _: object) -> None:
-        both = given[-2:]  # a pass that was broken off may have left more
-        given.clear()
-        if len(both) < 2 or "forward" in vars(module):
-            raise ValueError(
-                "a timm.layers.Attention has a forward of its own, so that the weights it uses "
-                "are not known; take that off to capture them"
-            )
-        query, key = both
-        keep(Observed(query, key, _terms(module, *args, **kwargs)))
+    def yield_to_ours(self) -> None:
+        """A block of ours has shown its pass."""
+        self._shows = True
+        self._held.clear()
 
-    norms = {id(norm): norm for norm in (block.q_norm, block.k_norm)}.values()
-    handles = [norm.register_forward_hook(note) for norm in norms]
-    handles.append(block.register_forward_hook(show, with_kwargs=True))
+    def layout(self, queries: int, keys: int, *, is_cross: bool) -> Layout | None:
+        """Of a call inside the module that is running."""
+        return find_layout(self.running.stack, queries, keys, is_cross=is_cross, given=self._grid)
 
-    def end() -> None:
-        for handle in handles:
-            handle.remove()
+    def _begin(self, frame: Frame) -> None:
+        if len(self.running.stack) == 1:
+            self._shows = False
+            self._held.clear()
+        frame.guard = guard(frame.module, detach=self._detach)
 
-    return end
+    def _end(self, frame: Frame, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        if output is None:  # it failed
+            return
+        if frame.guard is not None and (found := calls_inside(frame, args, kwargs, output)):
+            module, seen = found
+            for around in self.running.stack[-1:]:
+                around.shows_calls = True
+            self._show(module, seen, [*self.running.stack, frame])
+        if not frame.shows_calls:
+            self._write(frame.held)
+        if not self.running.stack and not self._shows:
+            self._write(self._held)
+
+    def _write(self, held: list[Callable[[], None]]) -> None:
+        if held:
+            self._shows = True
+        for write in held:
+            write()
+        held.clear()
+
+    def _call(self, seen: Observed, call: MultiHeadCall | None) -> None:
+        frames = self._frames()
+        if not frames:
+            return
+        frame = frames[-1]
+        heads = _heads(frame.module)
+        query, key, value = (
+            per_head(each, heads, self._batch()) for each in (seen.query, seen.key, seen.value)
+        )
+        assert not callable(seen.terms)
+        terms = terms_per_head(seen.terms, seen.query, query.shape[:2])
+        seen = seen._replace(query=query, key=key, value=value, terms=terms)
+        frame.shows_calls = True
+        self._show(frame.module, self._with_kind(seen, frame.module, call), frames)
+
+    def _softmax(self, output: Tensor, call: MultiHeadCall | None) -> None:
+        frames = self._frames()
+        if not frames:
+            return
+        depth = self._depth_of_attention(frames) if call is None else len(frames)
+        inside = frames[: depth or len(frames)]
+        if not depth and isinstance(inside[-1].module, nn.Softmax):
+            inside = inside[:-1] or inside
+        frame = inside[-1]
+        if not depth and self._shows and not self._softmaxes:
+            return
+        heads, batch = (_heads(frame.module) if call is None else call.num_heads), self._batch()
+        seen = GivenWeights(output, lambda x: per_head(x, heads, batch))
+        seen = self._with_kind(seen, frame.module, call)
+        if call is not None or self._softmaxes:
+            frame.shows_calls = True
+            self._show(frame.module, seen, inside)
+        else:
+            held = frame.held if depth else self._held
+            held.append(self._prepare(frame.module, seen, inside))
+
+    def _show(self, module: nn.Module, seen: Shown, frames: list[Frame]) -> None:
+        self._shows = True
+        self._held.clear()
+        self._prepare(module, seen, frames)()
+
+    def _prepare(self, module: nn.Module, seen: Shown, frames: list[Frame]) -> Callable[[], None]:
+        if isinstance(seen, (Observed, GivenWeights)):
+            laid = in_windows(seen, frames, self._batch())
+            if laid is not None:
+                return self._keep(module, laid, laid.layout)
+        batch, queries, keys = seen.sides
+        layout = None
+        if self._batch() in (None, batch):  # else each of the batch is a part of an image
+            layout = find_layout(frames, queries, keys, is_cross=not seen.is_self, given=self._grid)
+        of_others = queries != keys and (layout is None or layout.kv_pool == 1)
+        if of_others and isinstance(seen, (Observed, GivenWeights)):
+            seen = seen._replace(is_self=False)
+        return self._keep(module, seen, layout)
+
+    def _with_kind(self, seen: Any, module: nn.Module, call: MultiHeadCall | None) -> Any:
+        """Whether keys come from the queries' tokens: as said, or as a name says, or none says."""
+        if call is not None:
+            return seen._replace(is_self=call.is_self)
+        said = getattr(module, "is_cross_attention", False) is True
+        named = f"{type(module).__name__}.{self._names[module].rpartition('.')[2]}"
+        return seen._replace(is_self=not (said or "cross" in named.lower()))
+
+    def _frames(self) -> list[Frame]:
+        """The running modules of the model, innermost last; none inside a block of ours."""
+        frames = self.running.stack
+        ours = any(isinstance(frame.module, (MapAttention, MultiHeadAttention)) for frame in frames)
+        return [] if ours else frames
+
+    def _depth_of_attention(self, frames: list[Frame]) -> int:
+        """Of the innermost module that looks like attention; 0 = there is none."""
+        for depth in range(len(frames), 0, -1):
+            module = frames[depth - 1].module
+            if not isinstance(module, nn.Softmax) and looks_like_attention(
+                module, self._names[module]
+            ):
+                return depth
+        return 0
+
+    def _batch(self) -> int | None:
+        """Images in this pass: what the outermost module was given first has so many."""
+        shapes = self.running.stack[0].shapes if self.running.stack else ()
+        return shapes[0][0] if shapes and len(shapes[0]) else None
 
 
-def _terms(
-    module: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> dict[str, Any]:
-    """Of ``attention_weights``, from the arguments of timm's forward; a float mask is added."""
-    is_bool = attn_mask is not None and not attn_mask.is_floating_point()
-    return {
-        "attn_mask": attn_mask if is_bool else None,
-        "attn_bias": None if is_bool else attn_mask,
-        "is_causal": is_causal,
-        "scale": None if module.fused_attn else module.scale,
-    }
-
-
-def unseen_attention(model: nn.Module, seen: Iterable[nn.Module]) -> str:
-    """Names of modules that look like attention and are none that is seen; the innermost each."""
-    inside = {id(part) for block in seen for part in block.modules()}
-    found: list[str] = []
-    for name, module in model.named_modules():
-        parts = list(module.modules())
-        if (
-            _LOOKS_LIKE_ATTENTION.search(type(module).__name__)
-            and not any(id(part) in inside for part in parts)
-            and not any(_LOOKS_LIKE_ATTENTION.search(type(part).__name__) for part in parts[1:])
-        ):
-            found.append(f"{name or 'the module itself'} ({type(module).__name__})")
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return ", ".join(found[:3]) + more
+def _heads(module: Any) -> int:
+    """How many a module says that it has, else 1."""
+    for name in ("num_heads", "heads", "num_attention_heads", "n_heads", "n_head", "nhead"):
+        heads = getattr(module, name, None)
+        if isinstance(heads, int) and heads > 0:
+            return heads
+    return 1

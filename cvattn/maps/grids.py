@@ -1,10 +1,17 @@
 """Where queries and keys lie: from positions in a row to positions on a picture."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from cvattn.maps.running import Frame
+
+Grid = tuple[int, int]
+# Tokens before a grid, where their number is not said: a class token and four registers; a class
+# token and one of distillation.
+_MOST_PREFIX, _FEW_PREFIX = 5, 2
 
 
 @dataclass(frozen=True)
@@ -12,76 +19,134 @@ class Layout:
     """How the positions of an attention block lie on its map.
 
     Attributes:
-        query_grid: (H, W) of the queries, row by row.
-        key_grid: (H, W) of the keys: the same, or smaller where keys are pooled.
+        query_grid: (H, W) of the queries, row by row; None where they are no map.
+        key_grid: (H, W) of the keys: the same, smaller where keys are pooled, another map's; None
+            where they are no map (words).
         num_prefix_tokens: queries and keys before those of the grid (a class token, registers).
         kv_pool: side of the square that a key was pooled from; 1 = not pooled.
     """
 
-    query_grid: tuple[int, int]
-    key_grid: tuple[int, int]
+    query_grid: Grid | None
+    key_grid: Grid | None
     num_prefix_tokens: int = 0
     kv_pool: int = 1
 
 
-def token_layout(
-    model: nn.Module,
-    name: str,
-    queries: int,
-    keys: int,
-    grids: Mapping[nn.Module, tuple[int, int]],
+def find_layout(
+    frames: Sequence[Frame], queries: int, keys: int, *, is_cross: bool, given: Grid | None
 ) -> Layout | None:
-    """Of a token block inside a network that knows its grid; None where the counts do not agree.
+    """The layout of a call from what is around it; None where nothing there agrees.
 
-    A network says it by ``grid`` and ``num_prefix_tokens``; timm's ViTs have the former in
-    ``patch_embed.grid_size``, unless :func:`watch_grids` saw another.
+    In this order: what a network says (``grid`` and ``num_prefix_tokens``; timm's
+    ``patch_embed``), a map that a module around was given and that has as many positions,
+    ``given``, the caller's, what a convolution gave (a ViT's patches, behind up to five tokens),
+    an image and a patch size that divides it (up to two).
+
+    Args:
+        frames: the running modules, innermost last.
+        queries, keys: how many there are.
+        is_cross: the keys are known to come from other tokens than the queries; else they do where
+            there are others, unless a map's positions were pooled to as many.
     """
-    path = name.split(".")
-    for end in range(len(path), -1, -1):
-        around = model.get_submodule(".".join(path[:end]))
-        embed: Any = getattr(around, "patch_embed", None)
-        grid = getattr(around, "grid", None)
-        if grid is None:
-            grid = grids[embed] if embed in grids else getattr(embed, "grid_size", None)
-        if grid is None:
-            continue
-        prefix = getattr(around, "num_prefix_tokens", 0)
-        if queries == keys == prefix + grid[0] * grid[1]:
-            return Layout(tuple(grid), tuple(grid), prefix)
+    if not is_cross and keys == queries:
+        for grid, prefix in _candidates(frames, queries, given):
+            return Layout(grid, grid, prefix)
         return None
+    for grid in maps_given_to(frames):
+        if grid[0] * grid[1] == queries:
+            pool = 0 if is_cross else _pool(grid, keys)
+            if pool:
+                return Layout(grid, (grid[0] // pool, grid[1] // pool), kv_pool=pool)
+            return Layout(grid, None)
+    for grid, prefix in _candidates(frames, keys, given):
+        return Layout(None, grid, prefix)
     return None
 
 
-def watch_grids(model: nn.Module, grids: dict[nn.Module, tuple[int, int]]) -> Callable[[], None]:
-    """Note the grid of each pass where images may be of any size; what is returned ends it.
+def _candidates(
+    frames: Sequence[Frame], tokens: int, given: Grid | None
+) -> Iterator[tuple[Grid, int]]:
+    """Grids of as many tokens, and how many of these come before the grid."""
+    for frame in reversed(frames):
+        yield from _said(frame, tokens)
+    for grid in maps_given_to(frames):
+        if grid[0] * grid[1] == tokens:
+            yield grid, 0
+    if given is not None and given[0] * given[1] <= tokens:
+        yield given, tokens - given[0] * given[1]
+    patches = (grid for frame in reversed(frames) for grid in reversed(frame.conv_grids))
+    guesses = [(grid, _MOST_PREFIX) for grid in patches]
+    guesses += [(grid, _FEW_PREFIX) for grid in _divisions(frames)]
+    for grid, most in guesses:
+        positions = grid[0] * grid[1]
+        if positions <= tokens <= positions + min(most, positions - 1):
+            yield grid, tokens - positions
 
-    timm's patch embeddings then (``dynamic_img_size``) give (B, H, W, D).
+
+def _said(frame: Frame, tokens: int) -> Iterator[tuple[Grid, int]]:
+    """What a network says of itself; in this pass its convolutions may have seen other images."""
+    module: Any = frame.module
+    said = getattr(module, "grid", None)
+    if said is None:
+        said = getattr(getattr(module, "patch_embed", None), "grid_size", None)
+    if not isinstance(said, (tuple, list)) or len(said) != 2:
+        return
+    prefix = getattr(module, "num_prefix_tokens", 0)
+    for height, width in (*reversed(frame.conv_grids), said):
+        if prefix + height * width == tokens:
+            yield (int(height), int(width)), prefix
+
+
+def maps_given_to(frames: Sequence[Frame]) -> Iterator[Grid]:
+    """(H, W) of maps that modules were given, from the innermost on; channels first or last.
+
+    Tokens (B, N, C) count as one if N is what is left of a convolution's map, halved some times.
     """
+    for frame in reversed(frames):
+        for shape in frame.shapes:
+            if len(shape) == 4:
+                yield shape[2], shape[3]
+                if frame is not frames[0]:  # images have their channels first
+                    yield shape[1], shape[2]
+            elif len(shape) == 3:
+                for outer in frames:
+                    for height, width in outer.conv_grids[:1]:
+                        yield from _halved(height, width, shape[1])
 
-    def note(embed: nn.Module, _: tuple, output: Tensor) -> None:
-        if output.ndim == 4:
-            grids[embed] = (output.shape[1], output.shape[2])
 
-    embeds = [
-        getattr(around, "patch_embed", None)
-        for around in model.modules()
-        if getattr(around, "dynamic_img_size", False)
-    ]
-    handles = [e.register_forward_hook(note) for e in embeds if isinstance(e, nn.Module)]
+def _halved(height: int, width: int, positions: int) -> Iterator[Grid]:
+    while height * width > positions and min(height, width) > 1:
+        height, width = -(-height // 2), -(-width // 2)
+    if height * width == positions:
+        yield height, width
 
-    def end() -> None:
-        for handle in handles:
-            handle.remove()
 
-    return end
+def _divisions(frames: Sequence[Frame]) -> Iterator[Grid]:
+    """The image cut into squares of each size that divides it."""
+    for shape in frames[0].shapes[:1] if frames else ():
+        if len(shape) == 4:
+            height, width = shape[2:]
+            for side in range(2, min(height, width) + 1):
+                if height % side == width % side == 0:
+                    yield height // side, width // side
+
+
+def _pool(grid: Grid, keys: int) -> int:
+    """Side of the squares that cover the grid with as many keys; 0 = there is none."""
+    for side in range(2, max(grid) + 1):
+        if grid[0] % side == grid[1] % side == 0 and grid[0] * grid[1] == keys * side * side:
+            return side
+    return 0
 
 
 def spread(weights: Tensor, layout: Layout) -> Tensor:
     """(..., keys) -> (..., H, W) of the query grid; a pooled key's share goes to its positions."""
-    height, width = layout.query_grid
+    assert layout.key_grid is not None
     on_keys = weights[..., layout.num_prefix_tokens :].unflatten(-1, layout.key_grid)
     if layout.kv_pool == 1:
         return on_keys
+    assert layout.query_grid is not None
+    height, width = layout.query_grid
     rows = _members(height, layout.kv_pool, weights)
     columns = _members(width, layout.kv_pool, weights)
     return rows.mT @ on_keys @ columns

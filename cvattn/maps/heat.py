@@ -31,32 +31,35 @@ def attention_heat(
         layers: names of the blocks; None = all.
 
     Raises:
-        ValueError: a point outside the images; no prefix token; no attention blocks at all; none
-            whose positions lie on a grid, or one of the layers asked for.
+        ValueError: a point outside the images; no prefix token; no attention at all; none whose
+            keys lie on a grid, or one of the layers asked for.
     """
     height, width = images.shape[-2:]
     if at is not None and not (0 <= at[0] < height and 0 <= at[1] < width):
         raise ValueError(f"at={at} is not inside images of {height} x {width} (y, x)")
     with torch.no_grad(), capture_attention(model, layers, rows=[0]) as probe:
         model(images[:1])
-    lost = [name for name in probe if name not in probe.layout]
-    if lost and (layers is not None or not probe.layout):
+    on_grid = {
+        name: layout
+        for name, layout in probe.layout.items()
+        if layout.query_grid is not None and layout.key_grid is not None
+    }
+    lost = [name for name in probe if name not in on_grid]
+    if lost and (layers is not None or not on_grid):
         raise ValueError(
             f"{', '.join(lost)}: the tokens of these images lie on no grid that is known; "
             "capture_attention gives the weights themselves"
         )
-    if not probe:
-        raise ValueError(f"the pass of {type(model).__name__} ran none of its attention blocks")
-    asked = [name for name in probe.layout if at or probe.layout[name].num_prefix_tokens]
+    asked = [name for name in on_grid if at or on_grid[name].num_prefix_tokens]
     if not asked or (layers is not None and len(asked) < len(probe)):
-        without = ", ".join(name for name in probe.layout if name not in asked)
+        without = ", ".join(name for name in on_grid if name not in asked)
         raise ValueError(
             f"{type(model).__name__} has no class token ({without}); say which point looks, "
             "at=(y, x)"
         )
     wanted: dict[int, list[str]] = {}
     for name in asked:
-        layout, row = probe.layout[name], 0
+        layout, row = on_grid[name], 0
         if at is not None:
             (h, w), (y, x) = layout.query_grid, at
             row = layout.num_prefix_tokens + int(y * h / height) * w + int(x * w / width)

@@ -11,7 +11,7 @@ from cvattn.blocks import MapAttention
 from cvattn.blocks.layer_names import find_layers
 from cvattn.blocks.wrapped import check_changeable, check_initialised, check_unwrapped
 from cvattn.core import MultiHeadAttention
-from cvattn.maps.foreign import unseen_attention
+from cvattn.maps.looks import unseen_attention
 from cvattn.weights.known_attention import drop_in_maker
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -148,13 +148,12 @@ def test_what_lies_on_no_grid_says_so():
         maps.on_grid("nope")
 
 
-def test_images_of_another_size_in_training_have_no_grid_that_is_known():
+def test_images_of_another_size_in_training_lie_on_their_own_grid():
     model = vit().train()
     with capture_attention(model) as maps:
-        model(images(6, 10))
-        assert len(maps.layout) == 2
-        model(images(8, 6))
-    assert not maps.layout
+        for height, width in ((6, 10), (8, 6), (10, 6)):
+            model(images(height, width))
+            assert set(maps.query_grid.values()) == {(height // 2, width // 2)}
 
 
 @pytest.mark.usefixtures("float64")
@@ -294,9 +293,11 @@ def test_hooks_are_gone_afterwards_and_after_an_exception():
     [
         (sagan, ["attention.stage9"], r"'attention\.stage9'; did you mean attention\.stage"),
         (sagan, ["zzz"], r"'zzz'; did you mean attention\.stage1, attention\.stage2"),
-        (lambda: nn.Linear(2, 2), None, "Linear has no attention blocks"),
+        (sagan, ["head"], r"no attention was seen in head; it was in attention\.stage1, att"),
+        (lambda: nn.Conv2d(3, 2, 1), None, "the pass of Conv2d showed no attention: no block"),
     ],
 )
 def test_unknown_layers_and_models_without_attention(build, layers, message):
-    with pytest.raises(ValueError, match=message), capture_attention(build(), layers):
-        pass
+    model = build().eval()
+    with pytest.raises(ValueError, match=message), capture_attention(model, layers):
+        model(images())

@@ -100,7 +100,7 @@ def test_heat_errors():
         attention_heat(model, images, at=(28, 3))
     with pytest.raises(ValueError, match=r"Downsampled has no class token.* at=\(y, x\)"):
         attention_heat(model, images)
-    with pytest.raises(ValueError, match="no attention blocks"):
+    with pytest.raises(ValueError, match="showed no attention"):
         attention_heat(nn.Conv2d(3, 3, 1), images, at=(1, 1))
 
 

@@ -23,7 +23,8 @@ PUBLIC = {
     "WindowAttention2d insert_attention remove_attention split_parameters",
     "cvattn.models": "Reader SAGANClassifier TimmCNN Transformer VisionTransformer",
     "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_heat "
-    "attention_modules attention_rollout capture_attention heat_on_image overlay",
+    "attention_modules attention_relevance attention_rollout capture_attention heat_on_image "
+    "overlay rollout_heat",
     "cvattn.testing": "AttentionCheckError Report check_attention slow_attention",
     "cvattn.cost": "AttentionCost count_macs count_parameters explain_attention predict_peak "
     "training_pflop",

@@ -32,8 +32,6 @@ def capture_answer(
         # A copy: images may come out of inference mode.
         given = images.detach().clone()
         output = model(given.requires_grad_(given.is_floating_point()))
-        if not maps:
-            return maps, {}
         if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(

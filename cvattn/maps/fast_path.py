@@ -6,6 +6,8 @@ only while no mode is on. So modes are off around them, and queries and keys com
 were given.
 """
 
+import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from cvattn.core.attention import attention_weights
 from cvattn.core.attention.inputs import take_rows
 from cvattn.core.attention.reference import check_rows
-from cvattn.core.masks import combine_masks, from_torch_masks, length_mask
+from cvattn.core.masks import from_torch_masks, length_mask
 from cvattn.maps.calls import Rows
 from cvattn.maps.running import Frame
 
@@ -100,14 +102,24 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def calls_inside(
-    frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    frame: Frame,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+    around: Sequence[Frame],
 ) -> tuple[nn.Module, ProjectedTokens] | None:
-    """The call of a guarded module that has ended, and the attention module that it is of."""
+    """The call of a guarded module that has ended, and the attention module that it is of.
+
+    Args:
+        around: the frames that the module ran in.
+    """
     module: Any = frame.module
     if isinstance(module, nn.MultiheadAttention):
         return module, _projected(module, output[0], *args, **kwargs)
     if isinstance(module, nn.TransformerEncoderLayer) and not frame.shows_calls:
-        return module.self_attn, _of_layer(module, output, *args, **kwargs)
+        encoders = [each for each in around if isinstance(each.module, nn.TransformerEncoder)]
+        size = encoders[-1].shapes[0] if encoders and encoders[-1].shapes else None
+        return module.self_attn, _of_layer(module, output, size, *args, **kwargs)
     return None  # its parts have shown theirs
 
 
@@ -124,42 +136,48 @@ def _projected(
     is_causal: bool = False,
 ) -> ProjectedTokens:
     both: tuple[Tensor, ...] = (query,) if query is key else (query, key)
-    hidden = None
-    if query.is_nested:
-        hidden = _padding(query)
-        both = tuple(torch.nested.to_padded_tensor(each, 0.0) for each in both)
-    elif query.ndim == 2:
+    if query.ndim == 2:
         both = tuple(each[None] for each in both)
         key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
     elif not module.batch_first:
         both = tuple(each.transpose(0, 1) for each in both)
     allowed, bias = from_torch_masks(attn_mask, key_padding_mask, num_heads=module.num_heads)
-    terms = {"attn_mask": combine_masks(allowed, hidden), "attn_bias": bias}
-    return ProjectedTokens(output, both[0], both[-1], module, terms)
+    return ProjectedTokens(
+        output, both[0], both[-1], module, {"attn_mask": allowed, "attn_bias": bias}
+    )
 
 
 def _of_layer(
     layer: nn.TransformerEncoderLayer,
     output: Tensor,
+    size: torch.Size | None,
     src: Tensor,
     src_mask: Tensor | None = None,
     src_key_padding_mask: Tensor | None = None,
     is_causal: bool = False,
 ) -> ProjectedTokens:
-    hidden = None
+    """The call inside a fused layer; nested tokens are padded to ``size``, (B, S, D)."""
     if src.is_nested:
-        hidden, src = _padding(src), torch.nested.to_padded_tensor(src, 0.0)
-    norm = layer.norm1
-    x = src
+        lengths = torch.tensor([len(part) for part in src.unbind()], device=src.device)
+        src = torch.nested.to_padded_tensor(src, 0.0, size)
+        src_key_padding_mask = ~length_mask(lengths, src.shape[1])[:, 0, 0]
+    norm, x = layer.norm1, src
     if layer.norm_first:
         x = F.layer_norm(src, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    found = _projected(layer.self_attn, output, x, x, x, src_key_padding_mask, False, src_mask)
-    if hidden is not None:
-        found = found._replace(terms={**found.terms, "attn_mask": hidden})
-    return found
+    masks = (None if m is None else _hidden(m) for m in (src_key_padding_mask, src_mask))
+    padding, mask = masks
+    return _projected(layer.self_attn, output, x, x, x, padding, False, mask)
 
 
-def _padding(nested: Tensor) -> Tensor:
-    """(B, 1, 1, S), True = real, of what a nested tensor is padded to."""
-    lengths = torch.tensor([len(part) for part in nested.unbind()], device=nested.device)
-    return length_mask(lengths, int(lengths.max()))
+def _hidden(mask: Tensor) -> Tensor:
+    """A mask as torch's fused layer reads it."""
+    if mask.dtype == torch.bool:
+        return mask
+    hidden = mask != 0
+    if (hidden & mask.isfinite()).any():
+        warnings.warn(
+            "torch's fused nn.TransformerEncoderLayer takes every number but 0 in a float mask for "
+            "hidden; torch.backends.mha.set_fastpath_enabled(False) has such numbers added",
+            stacklevel=2,
+        )
+    return hidden

@@ -66,11 +66,14 @@ class ForeignCalls:
     def _end(self, frame: Frame, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         if output is None:  # it failed
             return
-        if frame.guard is not None and (found := calls_inside(frame, args, kwargs, output)):
-            module, seen = found
-            for around in self.running.stack[-1:]:
-                around.shows_calls = True
-            self._show(module, seen, [*self.running.stack, frame])
+        around = self.running.stack
+        found = None
+        if frame.guard is not None:
+            found = calls_inside(frame, args, kwargs, output, around)
+        if found is not None:
+            if around:
+                around[-1].shows_calls = True
+            self._show(*found, [*around, frame])
         if not frame.shows_calls:
             self._write(frame.held)
         if not self.running.stack and not self._shows:
@@ -109,7 +112,10 @@ class ForeignCalls:
         frame = inside[-1]
         if not depth and self._shows and not self._softmaxes:
             return
-        heads, batch = (_heads(frame.module) if call is None else call.num_heads), self._batch()
+        # Inside torch's function the number of heads is known; its batch may not come first.
+        heads, batch = (
+            (_heads(frame.module), self._batch()) if call is None else (call.num_heads, None)
+        )
         seen = GivenWeights(output, lambda x: per_head(x, heads, batch))
         seen = self._with_kind(seen, frame.module, call)
         if call is not None or self._softmaxes:

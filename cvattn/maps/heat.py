@@ -156,6 +156,7 @@ def _on_grid(maps: AttentionMaps, *, strict: bool) -> Sequence[str]:
 def _row(maps: AttentionMaps, name: str, at: Point, size: tuple[int, int]) -> int:
     """The query of a block that the point (y, x) of images of that size lies in."""
     layout = maps.layout[name]
+    assert layout.query_grid is not None
     (h, w), (y, x) = layout.query_grid, at
     return layout.num_prefix_tokens + int(y * h / size[0]) * w + int(x * w / size[1])
 

@@ -1,0 +1,295 @@
+"""Whatever a model is made of: its weights are seen as it uses them, and on the right place."""
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import timm
+import torch
+from any_model import CASES, Case, made, unfused
+from oracles import FEW, assert_near
+from torch import Tensor, nn
+
+from cvattn.maps import capture_attention
+
+IDS = [pytest.param(case, id=name.replace(" ", "-")) for name, case in CASES.items()]
+
+
+def first_of(output: Any) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = output[0]
+    return output
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("case", IDS)
+def test_weights_are_those_that_the_library_says(case: Case):
+    model, images = made(case), case.images()
+    for grad in (False, True):  # without gradients torch's own modules run fused
+        with torch.set_grad_enabled(grad):
+            before = first_of(case.run(model, images))
+            with capture_attention(model) as maps:
+                assert torch.equal(first_of(case.run(model, images)), before)
+            with capture_attention(model, rows=[0]) as one:
+                case.run(model, images)
+        with torch.enable_grad():
+            want = case.weights(model, lambda: case.run(model, images))
+        assert sorted(maps) == sorted(want)
+        for name, weights in want.items():
+            assert weights.std() > 1e-6  # not all alike
+            got, of_row = maps[name].detach(), one[name].detach()
+            if case.float32:
+                eps = torch.finfo(torch.float32).eps
+                assert (got - weights).abs().max() <= FEW * eps * weights.max(), name
+            else:
+                assert_near(got, weights.detach(), name)
+            assert_near(of_row, got[:, :, [0]], name)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("case", IDS)
+def test_a_planted_patch_lies_where_the_keys_change(case: Case):
+    """Of all keys, those of the patch change most, seen from anywhere else."""
+    model, images = made(case), case.images()
+    with torch.no_grad(), capture_attention(model) as before:
+        case.run(model, images)
+    looking = [
+        n for n, layout in before.layout.items() if layout.key_grid and n not in before.cross
+    ]
+    assert looking
+    name = looking[0]
+    height, width = before.layout[name].query_grid
+    assert height * case.size[1] == width * case.size[0]  # H != W, where the network takes it
+    y, x = height // 3, width - 2
+    side = case.size[0] // height
+    planted = images.clone()
+    planted[:, :, y * side : (y + 1) * side, x * side : (x + 1) * side] += 3.0
+    with torch.no_grad(), capture_attention(model) as after:
+        case.run(model, planted)
+    change = (after.on_grid(name) - before.on_grid(name)).abs()
+    prefix = before.layout[name].num_prefix_tokens
+    change[:, :, prefix + y * width + x] = 0.0  # what the patch itself looks at
+    highest = change.sum((0, 1, 2)).flatten().argmax().item()
+    found = (highest // width, highest % width)
+    near = max(int(case.blurred), before.layout[name].kv_pool - 1)
+    assert abs(found[0] - y) <= near, (found, (y, x))
+    assert abs(found[1] - x) <= near, (found, (y, x))
+
+
+WINDOWS = {
+    "swin": ("swin_tiny_patch4_window7_224", {"img_size": (88, 56), "depths": (2, 2, 1, 1)}),
+    "swin, padded": (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": (64, 96), "depths": (2, 2, 1, 1)},
+    ),
+    "swin v2": ("swinv2_tiny_window8_256", {"img_size": (64, 96), "depths": (2, 2, 1, 1)}),
+    "maxvit": ("maxvit_rmlp_pico_rw_256", {"img_size": (64, 96)}),
+}
+
+
+def places(block: Any, height: int, width: int) -> Tensor:
+    """(windows, n): by timm's own functions, of a map of numbers; -1 = padding."""
+    module = (
+        timm.models.maxxvit if hasattr(block, "partition_size") else timm.models.swin_transformer
+    )
+    numbers = torch.arange(1.0, height * width + 1).view(1, height, width, 1)
+    if hasattr(block, "partition_size"):
+        cut = module.window_partition if block.partition_block else module.grid_partition
+        return cut(numbers, block.partition_size).flatten(1).long() - 1
+    numbers = numbers.roll((-block.shift_size[0], -block.shift_size[1]), (1, 2))
+    down, right = (
+        -size % side for size, side in zip((height, width), block.window_size, strict=True)
+    )
+    numbers = nn.functional.pad(numbers, (0, 0, 0, right, 0, down))
+    return module.window_partition(numbers, block.window_size).flatten(1).long() - 1
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("name", "options"), WINDOWS.values(), ids=WINDOWS)
+def test_windows_are_laid_back_onto_the_map(name, options):
+    torch.manual_seed(3)
+    model = timm.create_model(name, **options).double().eval()
+    height, width = options["img_size"]
+    images = torch.randn(2, 3, height, width)
+    with torch.no_grad():
+        before = model(images)
+        with capture_attention(model) as maps:
+            assert torch.equal(model(images), before)
+        want = unfused(model, lambda: model(images))
+    assert sorted(maps) == sorted(want)
+    shifted = 0
+    for at, weights in want.items():
+        block = model.get_submodule(at.rpartition(".")[0])
+        grid = maps.layout[at].query_grid
+        where = places(block, *grid)
+        shifted += any(getattr(block, "shift_size", (0,)))
+        full = torch.zeros(2, weights.shape[1], math.prod(grid), math.prod(grid) + 1)
+        for window, members in enumerate(where.tolist()):
+            of_images = weights.unflatten(0, (2, -1))[:, window]
+            keys = [m if m >= 0 else -1 for m in members]
+            for query, member in enumerate(members):
+                if member >= 0:
+                    full[:, :, member].index_add_(
+                        -1, torch.tensor(keys) % full.shape[-1], of_images[:, :, query]
+                    )
+        assert_near(maps[at], full[..., :-1], at)
+    assert shifted or name.startswith("maxvit")
+    at = next(n for n in want if maps[n].shape[2] > 30)
+    with torch.no_grad(), capture_attention(model, at, rows=[29, 0, 17]) as some:
+        model(images)
+    assert_near(some[at], maps[at][:, :, [29, 0, 17]])
+
+
+MASKS = {
+    "padding": {"src_key_padding_mask": torch.arange(7) >= torch.tensor([[7], [3], [5]])},
+    "float padding": {
+        "src_key_padding_mask": torch.zeros(3, 7).masked_fill(torch.arange(7) > 4, -math.inf)
+    },
+    "causal": {"mask": nn.Transformer.generate_square_subsequent_mask(7), "is_causal": True},
+    "bool": {"mask": torch.ones(7, 7, dtype=torch.bool).triu(3)},
+    "one for each head": {
+        "mask": torch.arange(588).view(12, 7, 7) % 5 < torch.arange(12).view(12, 1, 1) % 3
+    },
+    "none": {},
+}
+
+
+def cast(value: Any) -> Any:
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if floating else value
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("masks", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("norm_first", [False, True], ids=["post", "pre"])
+@pytest.mark.parametrize("heads", [4, 3], ids=["even", "odd"])
+def test_torch_modules_fused_and_not(masks, norm_first, heads):
+    """The same weights by both ways, the output that of each, bit for bit."""
+    if "mask" in masks and masks["mask"].ndim == 3 and heads == 3:
+        pytest.skip("made for four heads")
+    torch.manual_seed(3)
+    layer = nn.TransformerEncoderLayer(24, heads, 40, batch_first=True, norm_first=norm_first)
+    model = (
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first and heads == 4)
+        .double()
+        .eval()
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x, masks = torch.randn(3, 7, 24), {name: cast(mask) for name, mask in masks.items()}
+    found = {}
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            before = model(x, **masks)
+            with capture_attention(model) as maps:
+                assert torch.equal(model(x, **masks), before)
+            with capture_attention(model, rows=[5, 2]) as some:
+                model(x, **masks)
+        found[grad] = maps
+        assert list(maps) == ["layers.0.self_attn", "layers.1.self_attn"]
+        for name, weights in maps.items():
+            assert_near(some[name].detach(), weights[:, :, [5, 2]].detach())
+    hidden = masks.get("src_key_padding_mask")
+    real = torch.ones(3, 7, dtype=torch.bool)
+    if hidden is not None:
+        real = (~hidden if hidden.dtype == torch.bool else hidden == 0).expand(3, 7)
+    for name in found[True]:
+        slow, fused = (found[grad][name].transpose(1, 2)[real] for grad in (True, False))
+        assert_near(fused.detach(), slow.detach(), name)
+
+
+def test_inputs_and_weights_of_torch_modules_in_every_shape():
+    """Unbatched, sequence first, other widths, extra keys, weights asked for."""
+    for options, shape, kv in (
+        ({"batch_first": False}, (7, 3, 24), (5, 3, 24)),
+        ({"batch_first": True}, (7, 24), (5, 24)),
+        ({"batch_first": True, "kdim": 10, "vdim": 12}, (3, 7, 24), None),
+        ({"batch_first": True, "add_bias_kv": True, "add_zero_attn": True}, (3, 7, 24), (3, 5, 24)),
+        ({"batch_first": True, "bias": False}, (3, 7, 24), (3, 5, 24)),
+    ):
+        torch.manual_seed(3)
+        block = nn.MultiheadAttention(24, 4, **options).double().eval()
+        for parameter in block.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        query = torch.randn(shape, dtype=torch.float64)
+        key, value = (torch.randn(kv or (3, 5, width), dtype=torch.float64) for width in (10, 12))
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                _, want = block(query, key, value, average_attn_weights=False)
+                for need_weights in (True, False):
+                    with capture_attention(block) as maps:
+                        block(query, key, value, need_weights=need_weights)
+                    got = maps[""].detach()
+                    assert_near(got.reshape(want.shape), want.detach(), str(options))
+                    assert maps.cross == {""}
+                    with capture_attention(block) as maps:
+                        block(key=key, value=value, query=query)
+                    assert_near(maps[""].detach(), got)
+
+
+class Softmax(nn.Module):
+    """A softmax of its own, in a module of some name, beside another that is no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_scores = nn.Linear(6, 6)
+        self.gate = nn.Softmax(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.gate(x)
+        return (self.to_scores(x) @ x.mT).softmax(-1) @ x
+
+
+class CrossAttn(Softmax):
+    pass
+
+
+def test_which_softmaxes_are_weights():
+    x = torch.randn(2, 5, 6)
+    with capture_attention(Softmax()) as maps:  # nothing else is there
+        Softmax()(x)  # of another model
+    assert not maps
+    for model, names in (
+        (nn.ModuleDict({"mixer": Softmax()}), {"mixer": 2}),
+        (nn.ModuleDict({"mixer": Softmax(), "theirs": CrossAttn()}), {"theirs": 2}),
+        (
+            nn.ModuleDict({"mixer": Softmax(), "real": nn.MultiheadAttention(6, 2)}),
+            {"real": 1},
+        ),
+    ):
+
+        def run(model: nn.ModuleDict = model) -> None:
+            y = x
+            for part in model.values():
+                y = part(y, y, y)[0] if isinstance(part, nn.MultiheadAttention) else part(y)
+
+        whole = Whole(model)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*runs more than once in a pass")
+            with capture_attention(whole) as maps:
+                whole(x)
+            assert {n.removeprefix("parts."): len(r) for n, r in maps.runs.items()} == names
+            with capture_attention(whole, softmaxes=True) as everything:
+                whole(x)
+        assert "parts.mixer" in everything
+    assert everything["parts.mixer"].shape == (2, 1, 5, 5)
+    assert torch.equal(everything["parts.real"], maps["parts.real"])
+    with torch.no_grad():
+        mixer = model["mixer"]
+        gated = x * x.softmax(-1)
+        assert torch.equal(
+            everything["parts.mixer"][:, 0], (mixer.to_scores(gated) @ gated.mT).softmax(-1)
+        )
+
+
+class Whole(nn.Module):
+    def __init__(self, parts: nn.ModuleDict) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts.values():
+            x = part(x, x, x)[0] if isinstance(part, nn.MultiheadAttention) else part(x)
+        return x

@@ -100,7 +100,7 @@ def assemble(cfg: DictConfig) -> Run:
     if cfg.task.get("channels_last"):
         network = network.to(memory_format=torch.channels_last)
     if saved is None:
-        _begin(network, data)
+        notes += _begin(network, data)
     macs = count_macs(network, *info.zeros(info.size))
     precision = _precision(cfg, network, info)
     cfg.trainer.precision = precision.choice
@@ -137,15 +137,22 @@ def assemble(cfg: DictConfig) -> Run:
     )
 
 
-def _begin(network: Any, data: DataModule) -> None:
-    """What a network takes before its first step: weights of others, statistics of the images."""
+def _begin(network: Any, data: DataModule) -> list[str]:
+    """What a network takes before its first step: weights of others, statistics of the images.
+
+    Returns what is to be said of it.
+    """
+    notes = []
     if hasattr(network, "load_pretrained"):
         try:
-            network.load_pretrained()
+            weights = network.load_pretrained()
         except ValueError as error:
             raise ConfigError(f"model: {error}") from error
+        if weights is not None:
+            notes.append(f"starts from weights: {weights}")
     if hasattr(network, "fit_to_images"):
         network.fit_to_images(*data.example_inputs(_IMAGES_TO_FIT, split="train"))
+    return notes
 
 
 def _check_trackers(cfg: DictConfig) -> None:

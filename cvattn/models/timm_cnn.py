@@ -10,6 +10,7 @@ from cvattn.blocks import insert_attention
 from cvattn.models.controls import BLOCKS
 from cvattn.models.image_input import check_images
 from cvattn.models.small_images import keep_early_size
+from cvattn.models.weight_files import find_weights, name_in_order
 from cvattn.system import is_offline
 
 _RUN = "network.cnn."  # before the keys of this network in the checkpoint of a run
@@ -27,9 +28,11 @@ class TimmCNN(nn.Module):
         name: as in ``timm.list_models()``; a tag may follow, "resnet18.a1_in1k".
         num_classes: number of logits.
         in_channels: of the images.
-        pretrained: which weights :meth:`load_pretrained` takes: False = none, True = timm's, or a
-            path: of a state dict or a checkpoint of timm's, or of a run of ours (``last.ckpt``),
-            of this network; safetensors too.
+        pretrained: which weights :meth:`load_pretrained` takes: False = none, True = timm's, or
+            those of this network in a file: a state dict or a checkpoint of timm's, or of a run of
+            ours (``last.ckpt``); safetensors too. Its path, or the name of an installed package
+            that has one such file (:func:`find_weights`). Where other code named the tensors they
+            are matched in order (:func:`name_in_order`).
         small_images: a stem for images of about 32 pixels (:func:`keep_early_size`).
         attention: ``{"after": ..., "block": ...}``: the layers, as in :func:`insert_attention`, and
             which block: "common", "pooled" (keys and values 2x2-pooled), "biggan", "unet", or
@@ -67,23 +70,26 @@ class TimmCNN(nn.Module):
         if attention is not None:
             _insert(self.cnn, attention)
 
-    def load_pretrained(self) -> None:
+    def load_pretrained(self) -> str | None:
         """Take the weights that ``pretrained`` names, if any.
 
         Call this once before training (the harness does). Blocks that the weights do not know keep
         their own. timm draws a head for another number of classes anew, and adapts filters for
         images of other channels.
 
+        Returns:
+            Which weights these are, in words: of a package which file, and whether in order.
+
         Raises:
             ValueError: weights that cannot be had or do not fit, and what to do.
         """
         if self.pretrained is False:
-            return
+            return None
         import timm
 
-        overlay, blocks = None, dict[str, Tensor]()
+        overlay, blocks, what = None, dict[str, Tensor](), "timm's"
         if isinstance(self.pretrained, str):
-            overlay, blocks = self._of_file(self.pretrained)
+            overlay, blocks, what = self._of_file(self.pretrained)
         elif is_offline():
             raise ValueError(
                 f"pretrained=True: the weights of {self.name} come from the network, which "
@@ -105,39 +111,56 @@ class TimmCNN(nn.Module):
                 f"pretrained={self.pretrained}: {self.name} cannot take these weights: {reason}; "
                 "pretrained=FILE takes your own, pretrained=False starts from none"
             ) from error
+        return what
 
-    def _of_file(self, path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What timm has to be told to take a file's weights, and those of blocks in it.
-
-        The keys are checked here: timm would skip some.
-        """
+    def _of_file(self, given: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+        """What timm has to be told to take a file's weights, those of blocks in it, what it is."""
         from timm.models import get_pretrained_cfg_value, load_state_dict
 
         try:
-            state = load_state_dict(path, weights_only=True)
-        except FileNotFoundError as error:
-            raise ValueError(f"pretrained={path}: there is no such file") from error
+            path, what = find_weights(given)
+        except ValueError as error:
+            raise ValueError(f"pretrained={given}: {error}") from error
+        try:
+            state = load_state_dict(str(path), weights_only=True)
         except Exception as error:  # on damaged files the unpickler raises nearly anything
-            raise ValueError(f"pretrained={path}: not a file of weights ({error})") from error
+            raise ValueError(f"pretrained={given}: not a file of weights ({error})") from error
         if any(key.startswith(_RUN) for key in state):
             state = {k.removeprefix(_RUN): v for k, v in state.items() if k.startswith(_RUN)}
-        ours = self.cnn.state_dict()
-        plain = {key: value for key, value in state.items() if not _of_block(key)}
-        missing = [key for key in ours if not _of_block(key) and key not in state]
-        unknown = [key for key in state if key not in ours]
-        if missing or unknown:
-            layers = sorted({key.partition(_BLOCK)[0] for key in unknown if _of_block(key)})
-            hint = f"; it has blocks after {layers}: attention must name these" if layers else ""
-            raise ValueError(
-                f"pretrained={path} is not of {self.name}: {len(missing)} keys are missing "
-                f"({', '.join(missing[:3])}), {len(unknown)} unknown ({', '.join(unknown[:3])})"
-                + hint
-            )
+        try:
+            named = self._under_our_names(state, ordered=path.suffix != ".safetensors")
+        except ValueError as error:
+            raise ValueError(f"pretrained={given} is not of {self.name}: {error}") from error
+        if named is not state:
+            what += f", its {len(state)} tensors taken in order"
+        plain = {key: value for key, value in named.items() if not _of_block(key)}
         # timm drops a head whose number of classes, as said here, is another than ours.
         heads: Any = get_pretrained_cfg_value(self.name, "classifier")
         head = heads if isinstance(heads, str) else heads[0]
         overlay = {"state_dict": plain, "num_classes": plain[f"{head}.weight"].shape[0]}
-        return overlay, {key: value for key, value in state.items() if _of_block(key)}
+        return overlay, {key: value for key, value in named.items() if _of_block(key)}, what
+
+    def _under_our_names(self, state: dict[str, Tensor], *, ordered: bool) -> dict[str, Tensor]:
+        """The state itself, or its tensors matched in order. timm would skip some keys."""
+        import timm
+
+        ours = self.cnn.state_dict()
+        missing = [key for key in ours if not _of_block(key) and key not in state]
+        unknown = [key for key in state if key not in ours]
+        if not missing and not unknown:
+            return state
+        differ = (
+            f"{len(missing)} keys are missing ({', '.join(missing[:3])}), {len(unknown)} unknown "
+            f"({', '.join(unknown[:3])})"
+        )
+        if layers := sorted({key.partition(_BLOCK)[0] for key in unknown if _of_block(key)}):
+            raise ValueError(f"{differ}; it has blocks after {layers}: attention must name these")
+        if not ordered:
+            raise ValueError(f"{differ}; a safetensors file keeps no order to go by")
+        try:
+            return name_in_order(state, timm.create_model(self.name).state_dict())
+        except ValueError as error:
+            raise ValueError(f"{differ}; nor do they fit in order: {error}") from error
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.in_channels)

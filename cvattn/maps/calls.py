@@ -79,6 +79,9 @@ class AttentionCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
             return self._multi_head(args, kwargs)
+        if func in _OPENED:
+            with self:
+                return _OPENED[func](*args, **kwargs)
         output = func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             self._call(_observed(output, *args, **kwargs), self._inside)
@@ -91,7 +94,7 @@ class AttentionCalls(TorchFunctionMode):
         self._inside = MultiHeadCall(args[4], is_self=query is key)
         try:
             with self:
-                return _OPEN_MULTI_HEAD(*args, **kwargs)
+                return _OPENED[F.multi_head_attention_forward](*args, **kwargs)
         finally:
             self._inside = None
 
@@ -108,7 +111,8 @@ def _opened(function: Any) -> Any:
 
     A function with that check runs inside a mode's ``__torch_function__``, where no mode is on.
     """
-    given = {**function.__globals__, "has_torch_function": lambda *_: False}
+    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    given = {**function.__globals__, **dict.fromkeys(checks, lambda *_: False)}
     opened = FunctionType(
         function.__code__, given, function.__name__, function.__defaults__, function.__closure__
     )
@@ -116,7 +120,16 @@ def _opened(function: Any) -> Any:
     return opened
 
 
-_OPEN_MULTI_HEAD = _opened(F.multi_head_attention_forward)
+# In the last three activation checkpointing runs parts of the model again.
+_OPENED = {
+    function: _opened(function)
+    for function in (
+        F.multi_head_attention_forward,
+        Tensor.backward,
+        torch.autograd.backward,
+        torch.autograd.grad,
+    )
+}
 
 
 def _is_over_keys(output: Tensor, x: Tensor, dim: int | None = None, *_: Any, **__: Any) -> bool:

@@ -112,10 +112,9 @@ class ForeignCalls:
         frame = inside[-1]
         if not depth and self._shows and not self._softmaxes:
             return
-        # Inside torch's function the number of heads is known; its batch may not come first.
-        heads, batch = (
-            (_heads(frame.module), self._batch()) if call is None else (call.num_heads, None)
-        )
+        heads, batch = _heads(frame.module), self._batch()
+        if call is not None:  # which knows its heads, and whose batch need not come first
+            heads, batch = call.num_heads, None
         seen = GivenWeights(output, lambda x: per_head(x, heads, batch))
         seen = self._with_kind(seen, frame.module, call)
         if call is not None or self._softmaxes:
@@ -174,10 +173,10 @@ class ForeignCalls:
         return shapes[0][0] if shapes and len(shapes[0]) else None
 
 
-def _heads(module: Any) -> int:
-    """How many a module says that it has, else 1."""
+def _heads(module: Any) -> int | None:
+    """How many a module says that it has."""
     for name in ("num_heads", "heads", "num_attention_heads", "n_heads", "n_head", "nhead"):
         heads = getattr(module, name, None)
         if isinstance(heads, int) and heads > 0:
             return heads
-    return 1
+    return None

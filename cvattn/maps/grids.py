@@ -123,7 +123,7 @@ def _halved(height: int, width: int, positions: int) -> Iterator[Grid]:
 
 def _divisions(frames: Sequence[Frame]) -> Iterator[Grid]:
     """The image cut into squares of each size that divides it."""
-    for shape in frames[0].shapes[:1] if frames else ():
+    for shape in frames[0].shapes[:1] if len(frames) > 1 else ():
         if len(shape) == 4:
             height, width = shape[2:]
             for side in range(2, min(height, width) + 1):

@@ -294,6 +294,42 @@ CASES: dict[str, Case] = {
     "MONAI ViT": Case(monai_vit, of_monai),
     "MONAI DiffusionModelUNet": Case(monai_unet, of_monai, at_time, size=SMALL, blurred=True),
 }  # fmt: skip
+
+
+def transformers_swin() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SwinConfig(
+        image_size=SIZE, patch_size=4, embed_dim=12, depths=[2, 2], num_heads=[2, 4], window_size=5
+    )
+    return transformers.SwinModel(config)
+
+
+def monai_swin() -> nn.Module:
+    nets = pytest.importorskip("monai.networks.nets")
+    return nets.SwinUNETR(3, 2, feature_size=12, spatial_dims=2)
+
+
+def no_account(*_: Any) -> Weights:
+    raise AssertionError("of these the place is tested alone, or elsewhere")
+
+
+# Of windows: the map need not divide into them.
+WINDOWED: dict[str, Case] = {
+    "timm Swin": Case(
+        of_timm("swin_tiny_patch4_window7_224", depths=(2, 2, 1, 1), img_size=(64, 96)),
+        no_account, size=(64, 96),
+    ),
+    "timm Swin v2": Case(
+        of_timm("swinv2_tiny_window8_256", depths=(2, 2, 1, 1), img_size=(64, 96)),
+        no_account, size=(64, 96),
+    ),
+    "timm MaxViT": Case(
+        of_timm("maxvit_rmlp_pico_rw_256", img_size=(64, 96)),
+        no_account, size=(64, 96), blurred=True,
+    ),
+    "transformers Swin": Case(transformers_swin, no_account),
+    "MONAI SwinUNETR": Case(monai_swin, no_account, size=(64, 96)),
+}  # fmt: skip
 CASES_BY_MODEL |= {
     "ViTModel": CASES["transformers ViT"],
     "CLIPVisionModel": CASES["transformers CLIP"],

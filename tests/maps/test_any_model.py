@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import timm
 import torch
-from any_model import CASES, Case, made, unfused
+from any_model import CASES, WINDOWED, Case, made, unfused
 from oracles import FEW, assert_near
 from torch import Tensor, nn
 
 from cvattn.maps import capture_attention
 
-IDS = [pytest.param(case, id=name.replace(" ", "-")) for name, case in CASES.items()]
+
+def named(cases: dict[str, Case]) -> list:
+    return [pytest.param(case, id=name.replace(" ", "-")) for name, case in cases.items()]
 
 
 def first_of(output: Any) -> Tensor:
@@ -23,7 +25,7 @@ def first_of(output: Any) -> Tensor:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("case", IDS)
+@pytest.mark.parametrize("case", named(CASES))
 def test_weights_are_those_that_the_library_says(case: Case):
     model, images = made(case), case.images()
     for grad in (False, True):  # without gradients torch's own modules run fused
@@ -48,7 +50,7 @@ def test_weights_are_those_that_the_library_says(case: Case):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("case", IDS)
+@pytest.mark.parametrize("case", named(CASES | WINDOWED))
 def test_a_planted_patch_lies_where_the_keys_change(case: Case):
     """Of all keys, those of the patch change most, seen from anywhere else."""
     model, images = made(case), case.images()

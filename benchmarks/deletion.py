@@ -9,8 +9,9 @@ a tenth of them at a time, and the probability of the class that the network nam
 lower the mean of the curve, the more hung on what went first. Insertion: they come first into an
 image that has nothing else; the higher the better. What is put in a pixel's place is either the
 mean colour of the training images or the image blurred. Heats are those of ``benchmarks/heats.py``,
-and two that know nothing of the network: random (as coarse as the network's grid), and contrast
-(how far a pixel is from the mean colour).
+and three that know nothing of the network: random in cells of 4 pixels, as the networks' grids have
+them; random in cells of 11, whose holes hang together (scattered ones do more harm); and contrast,
+how far a pixel is from the mean colour.
 
 The second table is in the spirit of Adebayo et al., "Sanity Checks for Saliency Maps" (2018): the
 rank correlation of a heat with that of the same network after its head, or all of it, was drawn
@@ -40,7 +41,7 @@ from cvattn.inference import open_classifier
 from cvattn.inference.own_data import choose_data
 
 STEPS = 10
-RANDOM, CONTRAST = "random", "contrast"
+RANDOM, COARSE, CONTRAST = "random", "random, coarse", "contrast"
 CURVES, FILLS = ("deletion", "insertion"), ("mean", "blur")
 FACTS = ("torch", "commit", "cpu", "threads", "date")
 OF = ("network", "seed", "data", "method")
@@ -88,12 +89,14 @@ def fills(images: Tensor) -> dict[str, Tensor]:
 
 
 def heats_of(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """Those of the network, and the two that know nothing of it."""
+    """Those of the network, and those that know nothing of it."""
     found = {name: heat(model, images, classes) for name, heat in methods_of(model).items()}
     size = (images.shape[-2], images.shape[-1])
-    grid = [max(1, side // 4) for side in size]
-    noise = torch.rand(len(images), 1, *grid, generator=torch.Generator().manual_seed(1))
-    found[RANDOM] = F.interpolate(noise, size=size, mode="bilinear")[:, 0]
+    generator = torch.Generator().manual_seed(1)
+    for name, cell in ((RANDOM, 4), (COARSE, 11)):
+        grid = [round(side / cell) for side in size]
+        noise = torch.rand(len(images), 1, *grid, generator=generator)
+        found[name] = F.interpolate(noise, size=size, mode="bilinear")[:, 0]
     found[CONTRAST] = images.square().sum(1)
     return found
 

@@ -18,6 +18,7 @@ STYLES = {
     "Grad-CAM": ("#d55e00", "-"),
     "Grad-CAM, last map": ("#d55e00", "--"),
     "random": ("#888888", "-"),
+    "random, coarse": ("#888888", ":"),
     "contrast": ("#888888", "--"),
 }
 

@@ -117,7 +117,7 @@ def test_the_command_leaves_rows_and_a_picture(tmp_path):
     assert picture.stat().st_size > 10_000
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == (8 + 6) * 2 * 2
+    assert len(rows) == (9 + 7) * 2 * 2
     assert {(row["network"], row["images"]) for row in rows} == {("vit", "3"), ("sagan", "3")}
     assert all(0 < float(row["mean"]) < 1 for row in rows)
     with output.with_name("deletion_randomised.csv").open(newline="") as file:

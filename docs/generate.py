@@ -6,7 +6,7 @@ import inspect
 import shutil
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -38,6 +38,10 @@ def all_pages(docs: Path) -> None:
     (docs / "generated" / "training.md").write_text(training_table(ROOT / "results"))
     (docs / "generated" / "speed.md").write_text(speed_tables(ROOT / "results"))
     (docs / "generated" / "forms.md").write_text(forms_table(ROOT / "results"))
+    results = ROOT / "results"
+    (docs / "generated" / "planted_patch.md").write_text(planted_table(results))
+    (docs / "generated" / "deletion.md").write_text(deletion_tables(results))
+    (docs / "generated" / "randomised.md").write_text(randomised_table(results))
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(notebook, docs / "notebooks")
 
@@ -251,6 +255,86 @@ def forms_table(results: Path) -> str:
             "",
         ]
     return "\n".join(parts)
+
+
+def planted_table(results: Path) -> str:
+    """How often the maximum of each heat lies in the patch, for each network."""
+    rows = _rows(results / "planted_patch.csv")
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    parts = [f"| in the patch, % | {' | '.join(networks)} |", "|---" * (len(networks) + 1) + "|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = [
+            _percent(row["hits"] for row in rows if (row["network"], row["method"]) == of)
+            for of in ((network, method) for network in networks)
+        ]
+        parts.append(f"| {method} | {' | '.join(cells)} |")
+    chance = f"{100 * float(rows[0]['chance']):.1f}"
+    parts.append(f"| chance | {' | '.join([chance] * len(networks))} |")
+    return "\n".join([*parts, "", _made_with(rows), ""])
+
+
+def deletion_tables(results: Path) -> str:
+    """Means of the curves: of random order, and how far the others are from it, seed by seed."""
+    rows = _rows(results / "deletion.csv")
+    columns = [(curve, fill) for fill in ("mean", "blur") for curve in ("deletion", "insertion")]
+    parts = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        parts += [f"**{network}**", ""]
+        heads = [f"{curve}, {fill}" for curve, fill in columns]
+        parts += [f"| points from random | {' | '.join(heads)} |", "|---|---|---|---|---|"]
+        found = {
+            (row["method"], row["curve"], row["fill"], row["seed"]): 100 * float(row["mean"])
+            for row in rows
+            if row["network"] == network
+        }
+        seeds = list(dict.fromkeys(key[3] for key in found))
+        for method in dict.fromkeys(key[0] for key in found):
+            cells = []
+            for of in columns:
+                values = [found[(method, *of, seed)] for seed in seeds]
+                random = [found[("random", *of, seed)] for seed in seeds]
+                if method == "random":
+                    cells.append(f"(itself: {statistics.mean(values):.1f})")
+                else:
+                    apart = [one - other for one, other in zip(values, random, strict=True)]
+                    cells.append(mean_text(apart, "+"))
+            parts.append(f"| {method} | {' | '.join(cells)} |")
+        parts.append("")
+    return "\n".join([*parts, _made_with(rows), ""])
+
+
+def randomised_table(results: Path) -> str:
+    """Rank correlation of each heat before and after weights were drawn anew."""
+    rows = _rows(results / "deletion_randomised.csv")
+    columns = [
+        (network, what)
+        for network in dict.fromkeys(row["network"] for row in rows)
+        for what in ("head", "all")
+    ]
+    heads = [f"{network}, {what} anew" for network, what in columns]
+    parts = [f"| rank correlation | {' | '.join(heads)} |", "|---" * (len(columns) + 1) + "|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for network, what in columns:
+            of = {"network": network, "drawn_anew": what, "method": method}
+            mine = [float(row["rank_correlation"]) for row in rows if of.items() <= row.items()]
+            cells.append(mean_text(mine) if mine else "")
+        parts.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join([*parts, "", _made_with(rows), ""])
+
+
+def _percent(shares: Iterable[str]) -> str:
+    values = [100 * float(each) for each in shares]
+    return mean_text(values) if values else ""
+
+
+def _made_with(rows: list[dict[str, str]]) -> str:
+    seeds, commits = (list(dict.fromkeys(row[key] for row in rows)) for key in ("seed", "commit"))
+    first = rows[0]
+    return (
+        f"Means over seeds {', '.join(seeds)} with their 95 % interval (Student's t). "
+        f"{first['cpu']}, torch {first['torch']}, commit {', '.join(commits)}."
+    )
 
 
 def _time_and_peak(row: dict[str, str] | None) -> str:

@@ -223,3 +223,22 @@ def test_a_layer_that_ran_twice_is_refused():
     eye = torch.eye(5, dtype=torch.float64)
     first, second = (0.5 * (run.mean(1) + eye) for run in runs.values())
     assert_near(attention_rollout({str(i): run for i, run in runs.items()}), second @ first)
+
+
+@pytest.mark.usefixtures("float64")
+def test_what_it_takes_depends_on_more_than_the_answer():
+    """A constant in all values, taken off behind: the same network to every caller, other heat."""
+    block, x = MultiHeadAttention(6, 2), torch.randn(2, 5, 6)
+
+    def looked() -> tuple[Tensor, Tensor]:
+        with capture_attention(block, detach=False) as maps:
+            output = block(x)
+        return output.detach(), attention_relevance(maps, maps.gradients(output.sum())).detach()
+
+    output, relevance = looked()
+    with torch.no_grad():
+        block.v_proj.bias += 3.0
+        block.out_proj.bias -= block.out_proj.weight @ torch.full((6,), 3.0)
+    again, other = looked()
+    assert_near(again, output)
+    assert (other - relevance).abs().max() > 0.1

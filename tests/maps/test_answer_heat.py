@@ -239,3 +239,27 @@ def test_what_lies_on_no_grid_is_refused():
             heat(only, images(), target=1)
     with pytest.raises(ValueError, match="2: the tokens of these images lie on no grid"):
         rollout_heat(only, images())
+
+
+@pytest.mark.usefixtures("float64")
+def test_of_a_vit_of_timm():
+    """Against its own unfused products, whose weights autograd sees."""
+    import timm
+
+    sizes = {"img_size": (6, 10), "patch_size": 2, "embed_dim": 12, "depth": 3, "num_heads": 3}
+    model = fill(timm.models.VisionTransformer(**sizes, num_classes=5, reg_tokens=2)).eval()
+    batch, held = images(), []
+    found, through = attention_heat(model, batch, target=4), rollout_heat(model, batch, target=4)
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda _, args, __: held.append(args[0]))
+    score = model(batch)[:, 4].sum()
+    slopes = torch.autograd.grad(score, held)
+    relevance = torch.eye(18).expand(3, 18, 18)
+    for heat, weights, slope in zip(found.values(), held, slopes, strict=True):
+        taken = (weights * slope).clamp_min(0).detach()
+        want = taken.sum(2)[..., 3:].unflatten(-1, (3, 5))
+        assert_near(heat, heat_on_image(want, (6, 10)))
+        relevance = relevance + taken.mean(1) @ relevance
+    want = relevance[:, 0, 3:].unflatten(-1, (3, 5))
+    assert_near(through, heat_on_image(want, (6, 10)))

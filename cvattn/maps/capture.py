@@ -84,14 +84,9 @@ def capture_attention(
     model = uncompiled(model)
     names = [layers] if isinstance(layers, str) else layers
     recorder = Recorder(model, names, rows, detach=detach)
-    foreign = ForeignCalls(model, recorder.keep, softmaxes=softmaxes, detach=detach, grid=grid)
+    foreign = ForeignCalls(model, recorder, softmaxes=softmaxes, detach=detach, grid=grid)
     with ExitStack() as stack:
         stack.callback(foreign.running.close)
-        for handle in (
-            model.register_forward_pre_hook(recorder.begin, prepend=True),
-            model.register_forward_hook(recorder.end, always_call=True),
-        ):
-            stack.callback(handle.remove)
         for block in {module for module in model.modules() if isinstance(module, _OURS)}:
             stack.callback(_observe(block, _keeper(block, recorder, foreign)))
         stack.enter_context(foreign.mode)
@@ -105,7 +100,7 @@ def _keeper(
     block: nn.Module, recorder: Recorder, foreign: ForeignCalls
 ) -> Callable[[Observed], None]:
     def keep(seen: Observed) -> None:
-        foreign.yield_to_ours()
+        foreign.note_ours()
         layout: Layout | None = None
         if seen.size is not None:
             layout = Layout(seen.size, seen.key_size, kv_pool=seen.kv_pool)

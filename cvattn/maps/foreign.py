@@ -1,7 +1,7 @@
 """Attention of others, seen while it runs: whatever passes through torch's attention functions."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -13,12 +13,19 @@ from cvattn.maps.fast_path import ProjectedTokens, calls_inside, guard
 from cvattn.maps.grids import Grid, Layout, find_layout
 from cvattn.maps.heads import per_head, terms_per_head
 from cvattn.maps.looks import looks_like_attention
-from cvattn.maps.running import Frame, RunningModules
+from cvattn.maps.running import Frame, RunningModules, in_backward
 from cvattn.maps.windows import InWindows, in_windows
 
 Shown = Observed | GivenWeights | ProjectedTokens | InWindows
-# Of a module, what its call shows and where that lies; what is returned writes it down.
-Keep = Callable[[nn.Module, Shown, Layout | None], Callable[[], None]]
+
+
+class Keeper(Protocol):
+    """Who keeps what is shown."""
+
+    def begin_pass(self) -> None: ...
+
+    def keep(self, module: nn.Module, seen: Shown, layout: Layout | None) -> Callable[[], None]:
+        """Of a module, what its call shows and where that lies; what is returned writes it down."""
 
 
 class ForeignCalls:
@@ -31,16 +38,16 @@ class ForeignCalls:
 
     Args:
         model: the whole.
-        keep: takes each call.
+        keeper: takes each call.
         softmaxes: take those of any module in any case.
         detach: whether weights have no gradients.
         grid: (H, W) of tokens that lie on no grid that is found.
     """
 
     def __init__(
-        self, model: nn.Module, keep: Keep, *, softmaxes: bool, detach: bool, grid: Grid | None
+        self, model: nn.Module, keeper: Keeper, *, softmaxes: bool, detach: bool, grid: Grid | None
     ) -> None:
-        self._keep = keep
+        self._keeper = keeper
         self._softmaxes, self._detach, self._grid = softmaxes, detach, grid
         self._names = {module: name for name, module in model.named_modules()}
         self._shows = False  # this pass has shown something
@@ -48,8 +55,8 @@ class ForeignCalls:
         self.running = RunningModules(self._names, self._begin, self._end)
         self.mode = AttentionCalls(self._call, self._softmax)
 
-    def yield_to_ours(self) -> None:
-        """A block of ours has shown its pass."""
+    def note_ours(self) -> None:
+        """A block of ours has shown its call."""
         self._shows = True
         self._held.clear()
 
@@ -58,7 +65,8 @@ class ForeignCalls:
         return find_layout(self.running.stack, queries, keys, is_cross=is_cross, given=self._grid)
 
     def _begin(self, frame: Frame) -> None:
-        if len(self.running.stack) == 1:
+        if len(self.running.stack) == 1 and not in_backward():
+            self._keeper.begin_pass()
             self._shows = False
             self._held.clear()
         frame.guard = guard(frame.module, detach=self._detach)
@@ -133,7 +141,7 @@ class ForeignCalls:
         if isinstance(seen, (Observed, GivenWeights)):
             laid = in_windows(seen, frames, self._batch())
             if laid is not None:
-                return self._keep(module, laid, laid.layout)
+                return self._keeper.keep(module, laid, laid.layout)
         batch, queries, keys = seen.sides
         layout = None
         if self._batch() in (None, batch):  # else each of the batch is a part of an image
@@ -141,10 +149,10 @@ class ForeignCalls:
         of_others = queries != keys and (layout is None or layout.kv_pool == 1)
         if of_others and isinstance(seen, (Observed, GivenWeights)):
             seen = seen._replace(is_self=False)
-        return self._keep(module, seen, layout)
+        return self._keeper.keep(module, seen, layout)
 
     def _with_kind(self, seen: Any, module: nn.Module, call: MultiHeadCall | None) -> Any:
-        """Whether keys come from the queries' tokens: as said, or as a name says, or none says."""
+        """Keys come from the queries' tokens unless the call, the module or its name denies it."""
         if call is not None:
             return seen._replace(is_self=call.is_self)
         said = getattr(module, "is_cross_attention", False) is True
@@ -159,7 +167,8 @@ class ForeignCalls:
 
     def _depth_of_attention(self, frames: list[Frame]) -> int:
         """Of the innermost module that looks like attention; 0 = there is none."""
-        for depth in range(len(frames), 0, -1):
+        # The name of the whole says nothing of a softmax in one of its parts.
+        for depth in range(len(frames), min(1, len(frames) - 1), -1):
             module = frames[depth - 1].module
             if not isinstance(module, nn.Softmax) and looks_like_attention(
                 module, self._names[module]

@@ -12,6 +12,7 @@ from cvattn.maps.calls import Rows
 from cvattn.maps.foreign import Shown
 from cvattn.maps.grids import Layout
 from cvattn.maps.looks import looks_like_attention, unseen_attention
+from cvattn.maps.running import in_backward
 
 
 class Recorder:
@@ -34,26 +35,22 @@ class Recorder:
         self._model, self._rows, self._detach = model, rows, detach
         self._layers = None if layers is None else list(layers)
         self._names = _names(model, self._layers)
-        self._depth = 0
+        self._pass = 0
+        self._pass_of: dict[str, int] = {}  # the latest in which a block ran
         self._said: set[str] = set()
         self._elsewhere: dict[nn.Module, None] = {}  # which showed attention that nobody asked for
 
-    def begin(self, *_: object) -> None:
-        if self._depth == 0:
-            self.maps.runs.clear()
-        self._depth += 1
-
-    def end(self, *_: object) -> None:
-        self._depth -= 1
+    def begin_pass(self) -> None:
+        """Of the model, or of parts of it that are called by themselves."""
+        self._pass += 1
 
     def keep(self, module: nn.Module, seen: Shown, layout: Layout | None) -> Callable[[], None]:
         """Compute the weights now; what is returned writes them down."""
         names = self._names.get(module, ())
         if not names:
             self._elsewhere[module] = None
-        # Inside a backward pass: activation checkpointing runs its part of the model again, and
-        # expects from it just the tensors that it saw the first time.
-        again = torch._C._current_graph_task_id() != -1
+        # Activation checkpointing expects just the tensors that it saw the first time.
+        again = in_backward()
         if not names or (again and self._detach):
             return _nothing
         if not self._detach and not torch.is_grad_enabled():
@@ -79,9 +76,10 @@ class Recorder:
         return write
 
     def _note(self, name: str, seen: Shown, weights: Tensor, layout: Layout | None) -> None:
-        maps, runs = self.maps, self.maps.runs.setdefault(name, [])
-        if self._depth == 0:  # parts of the model are called by themselves: each call is a pass
-            runs.clear()
+        maps = self.maps
+        if self._pass_of.get(name) != self._pass:
+            self._pass_of[name], maps.runs[name] = self._pass, []
+        runs = maps.runs[name]
         runs.append(weights)
         maps[name] = weights
         if not self._detach:

@@ -37,6 +37,11 @@ Begin = Callable[[Frame], None]
 End = Callable[[Frame, tuple, dict[str, Any], Any], None]
 
 
+def in_backward() -> bool:
+    """Whether activation checkpointing runs parts of a model again, inside a backward pass."""
+    return torch._C._current_graph_task_id() != -1
+
+
 class RunningModules:
     """The frames of a model's modules in this thread, from the outermost to the innermost.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cvattn.core.attention import attention_weights
 from cvattn.core.attention.reference import check_rows
+from cvattn.core.memory import check_fits
 from cvattn.core.observed import Observed
 from cvattn.maps.calls import GivenWeights, Rows
 from cvattn.maps.grids import Layout, maps_given_to
@@ -95,6 +96,13 @@ class InWindows(NamedTuple):
         """(B * windows, heads, n, n) -> (B, heads, rows, H*W)."""
         positions = self.grid[0] * self.grid[1]
         places = self.places[windows]
+        count = weights.shape[1] * self._images * len(windows) * weights.shape[2] * positions
+        check_fits(
+            2 * count * weights.element_size(),
+            weights.device,
+            f"Windows of a map of {self.grid[0]} x {self.grid[1]}, laid back onto it",
+            "Ask for some rows (rows=[...]), some blocks (layers=[...]) or fewer images.",
+        )
         weights = weights.unflatten(0, (self._images, len(windows)))
         # A last column for what padding is given.
         keys = places.where(places >= 0, torch.full_like(places, positions))
@@ -147,7 +155,7 @@ def _cutting(module: Any) -> Cut | None:
     side, shift = (_pair(getattr(module, name, None)) for name in ("window_size", "shift_size"))
     if side is None or shift is None:
         return None
-    rolls_first = type(module).__module__.startswith("timm.")
+    rolls_first = any(kind.__module__.startswith("timm.") for kind in type(module).__mro__)
     return partial(_shifted, side, shift=shift, rolls_first=rolls_first)
 
 

@@ -35,6 +35,8 @@ HEADS = "core/test_multi_head.py::test_trap_13_one_big_projection_equals_one_per
 BLOCK = "blocks/test_self_attention2d.py::"
 FORMS = "blocks/test_map_forms.py::"
 LOCAL = "blocks/test_local_blocks.py::"
+ANY = "maps/test_any_model.py::"
+CALLS = "maps/test_calls.py::"
 BLOCK_LOOP = BLOCK + "test_equals_a_loop_over_positions[odd-small-map route]"
 
 FAULTS = (
@@ -342,10 +344,10 @@ FAULTS = (
     ),
     Fault(
         "rollout in the wrong order of layers",
-        "maps/measures.py",
+        "maps/rollout.py",
         "mixed @ rollout",
         "rollout @ mixed",
-        ("maps/test_measures.py::test_two_layers_roll_out_to_their_closed_form",),
+        ("maps/test_rollout.py::test_two_layers_roll_out_to_their_closed_form",),
     ),
     Fault(
         "an inserted block behind other hooks",
@@ -367,6 +369,62 @@ FAULTS = (
         "torch.cat([rows, columns], dim=-1)",
         "torch.cat([columns, rows], dim=-1)",
         ("core/test_positions.py::test_sincos_2d",),
+    ),
+    Fault(
+        "windows of others rolled the wrong way",
+        "maps/windows.py",
+        "else -by",
+        "else by",
+        (ANY + "test_weights_are_those_that_the_library_says[torchvision-Swin]",),
+    ),
+    Fault(
+        "windows of others padded before they are rolled",
+        "maps/windows.py",
+        "        if rolls_first:\n",
+        "        if not rolls_first:\n",
+        (ANY + "test_windows_are_laid_back_onto_the_map[swin, padded]",),
+    ),
+    Fault(
+        "torch's causal mask aligned as ours",
+        "maps/calls.py",
+        "if is_causal and length != keys:",
+        "if False:",
+        (CALLS + "test_weights_and_their_gradients_in_every_form[causal, fewer queries]",),
+    ),
+    Fault(
+        "grouped heads repeated in the wrong order",
+        "maps/calls.py",
+        "each.repeat_interleave(times, -3)",
+        "each.repeat(1, times, 1, 1)",
+        (CALLS + "test_weights_and_their_gradients_in_every_form[grouped heads]",),
+    ),
+    Fault(
+        "torch's fused modules run unfused while they are watched",
+        "maps/fast_path.py",
+        "return None if module.training or with_gradients else",
+        "return None if True else",
+        (ANY + "test_torch_modules_fused_and_not[even-post-none]",),
+    ),
+    Fault(
+        "height and width of others' maps swapped",
+        "maps/grids.py",
+        "                yield shape[2], shape[3]\n",
+        "                yield shape[3], shape[2]\n",
+        (ANY + "test_a_planted_patch_lies_where_the_keys_change[diffusers-UNet2DModel]",),
+    ),
+    Fault(
+        "the class token counted as the last key of a ViT of others",
+        "maps/grids.py",
+        "weights[..., layout.num_prefix_tokens :]",
+        "weights[..., : weights.shape[-1] - layout.num_prefix_tokens]",
+        (ANY + "test_a_planted_patch_lies_where_the_keys_change[timm-ViT]",),
+    ),
+    Fault(
+        "gradients of weights by the values of other keys",
+        "core/observed.py",
+        "output_gradient @ self.value.to(output_gradient.dtype).mT",
+        "output_gradient @ self.value.flip(-2).to(output_gradient.dtype).mT",
+        ("maps/test_gradients_of_weights.py::test_by_finite_differences",),
     ),
     Fault(
         "residual of the encoder dropped",

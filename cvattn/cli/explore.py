@@ -13,7 +13,6 @@ from cvattn.cli.arguments import find_images, parse_data, readable, say
 from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
 from cvattn.explorer import explore
 from cvattn.inference import InferenceError, as_classifier, as_line_reader, open_network
-from cvattn.maps import attention_modules
 from cvattn.models import Reader
 
 
@@ -23,8 +22,6 @@ def run(arguments: Sequence[str]) -> int:
     if args.count < 1:
         raise CommandError(f"--count {args.count} must be at least 1")
     network = open_network(args.checkpoint)
-    if not attention_modules(network):
-        raise CommandError(f"{shown(args.checkpoint)}: the network has no attention to look at")
     settings = [text for text in args.images if text.startswith(("data=", "data."))]
     files = [text for text in args.images if text not in settings]
     if files and settings:

@@ -1,8 +1,9 @@
 """A page on which every position of an image shows what it attends to.
 
-:func:`explore` makes it: ``images`` or ``lines`` say what is on it, ``weights`` collects what the
-blocks attend to, ``page`` writes one HTML file of it (with ``page.html``, ``page.css``, ``page.js``
-and ``drawing.js``).
+:func:`explore` makes it: ``given`` (with ``pictures``) or ``lines`` say what is on it, ``weights``
+collects what the blocks attend to (``pooling`` makes it small, ``names`` short), ``answers`` and
+``classes`` what the network takes an image for and why; ``page`` writes one HTML file of it, with
+``page.html``, ``page.css`` and the scripts beside them.
 """
 
 from cvattn.explorer.explore import explore

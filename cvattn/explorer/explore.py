@@ -1,88 +1,127 @@
 """``explore(model, images)``: a page that shows what each position attends to."""
 
 import os
-import warnings
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import cvattn
+from cvattn.core.devices import device_of
 from cvattn.core.modes import in_eval_mode
 from cvattn.cost import count_parameters
-from cvattn.data.image_files import ImageError
+from cvattn.explorer.answers import TOP, guesses_of, logits_of
+from cvattn.explorer.classes import Heats, class_heats
 from cvattn.explorer.content import Content
-from cvattn.explorer.images import of_pixels, of_tensors
-from cvattn.explorer.lines import Line, of_lines, own_lines
+from cvattn.explorer.given import Given, given_images
+from cvattn.explorer.lines import given_lines, of_lines
 from cvattn.explorer.page import Page
-from cvattn.inference import (
-    InferenceError,
-    LineReader,
-    as_classifier,
-    as_line_reader,
-    find_images,
-    open_network,
-)
-from cvattn.inference.images import read_each
-from cvattn.maps import attention_modules
+from cvattn.explorer.pictures import Preprocess
+from cvattn.explorer.weights import collect
+from cvattn.inference import InferenceError, as_line_reader, open_network
+from cvattn.inference.classifier import Guesses
 from cvattn.models import Reader
 
 Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-Captions = list[dict[str, Any]]
+Pictures = Image.Image | Sequence[Image.Image]
 
 
 def explore(
     model: nn.Module | str | os.PathLike[str],
-    images: Tensor | Sequence[Tensor] | Files | None = None,
+    images: Tensor | Sequence[Tensor] | Pictures | Files | None = None,
     *,
+    preprocess: Preprocess | None = None,
+    forward: Callable[[nn.Module, Tensor], Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    words: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
     labels: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
+    grid: tuple[int, int] | None = None,
+    targets: int = 3,
     count: int = 24,
 ) -> Page:
     """A page on which every position of an image shows what it attends to.
 
     Args:
-        model: a network with attention blocks, or a checkpoint: its path, or the name of a network
-            that comes with the package.
+        model: any network that :func:`cvattn.capture_attention` looks into, or a checkpoint: its
+            path, or the name of a network that comes with the package.
         images: what is shown:
 
             - None: ``count`` validation images of the data that a checkpoint was trained on;
-            - paths of image files and folders, read as in the training of the checkpoint;
-            - pixels, uint8 (B, C, H, W), normalised as in its training; for a network that reads
-              lines, a list of pixels, uint8 (H, W), each of its own width;
+            - paths of image files and folders, PIL images, or pixels, uint8 (B, C, H, W), with
+              ``preprocess``; a checkpoint needs none for paths and pixels: they are read and
+              normalised as in its training (of one that reads lines, pixels are a list of uint8
+              (H, W), each of its own width);
             - float (B, C, H, W), as the network takes them.
+        preprocess: a PIL image -> what the network takes, float (C, H, W), such as torchvision's
+            ``weights.transforms()`` or timm's ``create_transform``. The page shows images as they
+            are after it, and takes back the normalising step that it finds in it.
+        forward: (model, images) -> answer, for networks that take more than images; called with one
+            image at a time, (1, C, H, W). ``model(images)`` if None. Guesses are shown of an answer
+            that is, or has as ``logits``, (1, outputs).
+        class_names: names of the outputs, the first ones at least.
+        words: names of the keys that lie on no grid, such as the tokens of a text that the network
+            is given beside the image: one list for all images.
         names: of the images; their places, or those of the files, if None.
         labels: what is on each image, if known.
-        layers: names of blocks, as in :func:`cvattn.capture_attention`; None = all.
+        layers, grid: as in :func:`cvattn.capture_attention`: names of blocks, None = all; (H, W) of
+            tokens whose grid is not found.
+        targets: so many of an image's likeliest classes get a heat of their own, from gradients
+            (:func:`cvattn.maps.attention_heat` with a target); 0 = none, 3 at most.
         count: validation images shown.
 
     Returns:
-        The page, which appears in a notebook and is written by ``page.save(path)``.
+        The page, which appears in a notebook and is written by ``page.save(path)``. It names the
+        blocks that it does not show: those whose queries lie on no grid.
 
     Raises:
         InferenceError: a ``ValueError``; the checkpoint or the images cannot be used.
-        ValueError: the network has no attention blocks, none of that name, or none on a grid.
+        ValueError: the network has no attention, none of that name, or none on a grid; another
+            number of words than keys.
         MemoryError: as in :func:`cvattn.capture_attention`.
     """
     if images is None and not (names is None and labels is None):
         raise ValueError("names and labels are of images that are given; there are none")
     if count < 1:
         raise ValueError(f"count={count} must be at least 1")
+    if not 0 <= targets <= TOP:
+        raise ValueError(f"targets={targets} must be in 0..{TOP}")
     network = model if isinstance(model, nn.Module) else open_network(model)
     source = type(network).__name__ if isinstance(model, nn.Module) else str(model)
-    if not attention_modules(network):
-        raise ValueError(f"{source}: the network has no attention to look at")
     with in_eval_mode(network):
-        content = _content(network, source, images, names, labels, layers, count)
+        if isinstance(network, Reader):
+            for what, value in (
+                ("preprocess", preprocess),
+                ("forward", forward),
+                ("class_names", class_names),
+                ("words", words),
+                ("grid", grid),
+            ):
+                if value is not None:
+                    raise InferenceError(f"{what}= is not for networks that read lines")
+            reader = as_line_reader(network, source)
+            content = of_lines(reader, given_lines(reader, images, names, labels, count), layers)
+        else:
+            given = given_images(network, source, images, preprocess, names, labels, count)
+            content = _content(
+                network,
+                given,
+                forward or (lambda model, images: model(images)),
+                given.outputs if class_names is None else class_names,
+                words,
+                layers,
+                grid,
+                targets,
+            )
     pictures = content.pictures
     facts = (
         *(() if isinstance(model, nn.Module) else (source,)),
         f"{count_parameters(network):,} parameters",
-        f"{len(pictures)} images of {pictures.shape[2]} × {pictures.shape[1]}",
+        f"{len(pictures)} image{'s' * (len(pictures) > 1)} of "
+        f"{pictures.shape[2]} × {pictures.shape[1]}",
         f"cvattn {cvattn.__version__}, torch {torch.__version__.partition('+')[0]}",
     )
     return Page(content, f"What {type(network).__name__} looks at", facts)
@@ -90,114 +129,32 @@ def explore(
 
 def _content(
     network: nn.Module,
-    source: str,
-    images: Any,
-    names: Sequence[str] | None,
-    labels: Sequence[str] | None,
+    given: Given,
+    forward: Callable[[nn.Module, Tensor], Any],
+    class_names: Sequence[str] | None,
+    words: Sequence[str] | None,
     layers: Sequence[str] | None,
-    count: int,
+    grid: tuple[int, int] | None,
+    targets: int,
 ) -> Content:
-    if isinstance(network, Reader):
-        reader = as_line_reader(network, source)
-        return of_lines(reader, _lines(reader, images, names, labels, count), layers)
-    tensor = images if isinstance(images, Tensor) else None
-    if tensor is not None and (tensor.ndim != 4 or not len(tensor)):
-        raise InferenceError(
-            f"images of shape {tuple(tensor.shape)}: expected (B, C, H, W), one image at least"
-        )
-    # Of a network of ours from a checkpoint; others may have an attribute of that name.
-    meta = getattr(network, "meta", None)
-    known = isinstance(meta, dict) and {"classes", "mean", "std"} <= meta.keys()
-    if tensor is not None and tensor.is_floating_point():
-        classifier = as_classifier(network, source) if known else None
-        captions = _captions(len(tensor), names, labels)
-        return of_tensors(network, classifier, tensor, captions, layers)
-    if not known:
-        raise InferenceError(
-            f"a {source} does not say how its images are normalised: give images as it takes them, "
-            f"float (B, C, H, W), not {_kind(images)}"
-        )
-    classifier = as_classifier(network, source)
-    if images is None:
-        # Lightning takes seconds, and files need none of it.
-        from cvattn.inference.own_data import choose_data, validation_images
+    guesses: list[Guesses] = []
 
-        data, notes = choose_data(classifier)
-        for note in notes:
-            warnings.warn(note, stacklevel=3)
-        pixels, names, labels = validation_images(classifier, data, count)
-        captions = _captions(len(pixels), names, labels)
-    elif tensor is not None:
-        pixels, captions = tensor.cpu().numpy(), _captions(len(tensor), names, labels)
-    else:
-        found = [(path, pixels) for path, (pixels, _) in _read(images, classifier.read)]
-        pixels = np.stack([pixels for _, pixels in found])
-        captions = _captions(
-            len(found), [path.name for path, _ in found] if names is None else names, labels
-        )
-    if pixels.dtype != np.uint8:
-        raise InferenceError(f"images of {pixels.dtype}: expected pixels as uint8, or float")
-    return of_pixels(classifier, pixels, captions, layers)
+    def run(image: Tensor) -> Any:
+        answer = forward(network, image)
+        guesses.extend(guesses_of(logits_of(answer), class_names))
+        return answer
 
-
-def _lines(
-    reader: LineReader,
-    images: Any,
-    names: Sequence[str] | None,
-    labels: Sequence[str] | None,
-    count: int,
-) -> list[Line]:
-    if images is None:
-        return own_lines(reader, count)
-    if isinstance(images, Sequence) and images and isinstance(images[0], Tensor):
-        lines = [(f"line {index}", line.cpu().numpy()) for index, line in enumerate(images)]
-    elif isinstance(images, Tensor):
-        raise InferenceError("a reader takes lines of different widths: give a list of them")
-    else:
-        lines = [(path.name, pixels) for path, pixels in _read(images, reader.read)]
-    for _, line in lines:
-        if line.dtype != np.uint8 or line.ndim != 2 or line.shape[0] != reader.height:
-            raise InferenceError(
-                f"a line of {line.dtype} {line.shape}: expected uint8 ({reader.height}, width)"
+    images, captions = given.inputs.to(device_of(network)), given.captions
+    weights = collect(network, images, layers, grid=grid, forward=run, words=words)
+    heats: list[Heats] = []
+    if guesses and targets:
+        top = min(targets, len(guesses[0]))
+        for image in images.split(1):
+            heats.append(
+                class_heats(
+                    network, image, weights.blocks, top, lambda x: forward(network, x), grid=grid
+                )
             )
-    captions = _captions(
-        len(lines), [name for name, _ in lines] if names is None else names, labels
-    )
-    return [
-        (caption["name"], line, caption["label"])
-        for caption, (_, line) in zip(captions, lines, strict=True)
-    ]
-
-
-def _read(images: Files, read: Any) -> list[tuple[Path, Any]]:
-    """All of the files, or an error that names the first that cannot be read."""
-    paths: Iterable[Any] = [images] if isinstance(images, str | os.PathLike) else images
-    if not isinstance(paths, Sequence) or not all(isinstance(p, str | os.PathLike) for p in paths):
-        raise InferenceError(f"images: expected paths or tensors, got {_kind(images)}")
-
-    def refuse(path: Path, error: ImageError) -> None:
-        raise InferenceError(f"{path}: {error}") from error
-
-    found = list(read_each(find_images(paths, warnings.warn), read, refuse))
-    if not found:
-        raise InferenceError("no images: name one file at least")
-    return found
-
-
-def _captions(
-    count: int, names: Sequence[str] | None, labels: Sequence[str] | None
-) -> list[dict[str, Any]]:
-    for what, given in (("names", names), ("labels", labels)):
-        if given is not None and len(given) != count:
-            raise InferenceError(f"{len(given)} {what} for {count} images")
-    return [
-        {
-            "name": f"image {index}" if names is None else str(names[index]),
-            "label": None if labels is None else str(labels[index]),
-        }
-        for index in range(count)
-    ]
-
-
-def _kind(images: Any) -> str:
-    return str(images.dtype) if isinstance(images, Tensor) else type(images).__name__
+    for index, caption in enumerate(captions):
+        caption["guesses"] = guesses[index] if guesses else []
+    return Content(weights, given.pictures, captions, heats)

@@ -5,10 +5,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cvattn.core.alphabet import BEGIN
 from cvattn.explorer.content import Content
-from cvattn.explorer.weights import AllWeights, Block, Seen, in_bytes
+from cvattn.explorer.given import captions_of
+from cvattn.explorer.names import short_names
+from cvattn.explorer.pictures import read_files
+from cvattn.explorer.pooling import CHARACTERS, Seen, in_bytes
+from cvattn.explorer.weights import AllWeights, Block
 from cvattn.inference import InferenceError, LineReader
 from cvattn.maps import attention_entropy, capture_attention
 
@@ -31,7 +36,7 @@ def of_lines(reader: LineReader, lines: Sequence[Line], layers: Sequence[str] | 
     width = -(-max(pixels.shape[1] for _, pixels, _ in lines) // step) * step
     pictures = np.zeros((len(lines), reader.height, width, 1), np.uint8)
     seen: list[list[Seen]] = []
-    entropies: list[torch.Tensor] = []
+    entropies: list[Tensor] = []
     captions = []
     for picture, (name, pixels, label) in zip(pictures, lines, strict=True):
         picture[:, : pixels.shape[1], 0] = pixels
@@ -53,18 +58,55 @@ def of_lines(reader: LineReader, lines: Sequence[Line], layers: Sequence[str] | 
     blocks = [
         Block(
             name=name,
+            label=label,
+            kind="cross",
+            rows=CHARACTERS,
             grid=grid,
+            drawn=grid,
             full=grid,
             num_prefix_tokens=0,
             num_heads=len(entropy),
             gamma=None,
             entropy=entropy,
             distance=[],
-            reads=True,
         )
-        for name, entropy in zip(names, means, strict=True)
+        for name, label, entropy in zip(names, short_names(names), means, strict=True)
     ]
     return Content(AllWeights(blocks, seen), pictures, captions)
+
+
+def given_lines(
+    reader: LineReader,
+    images: Any,
+    names: Sequence[str] | None,
+    labels: Sequence[str] | None,
+    count: int,
+) -> list[Line]:
+    """The lines of :func:`cvattn.explore`, which says what they may be.
+
+    Raises:
+        InferenceError: none that can be used.
+    """
+    if images is None:
+        return own_lines(reader, count)
+    if isinstance(images, Sequence) and images and isinstance(images[0], Tensor):
+        lines = [(f"line {index}", line.cpu().numpy()) for index, line in enumerate(images)]
+    elif isinstance(images, Tensor):
+        raise InferenceError("a reader takes lines of different widths: give a list of them")
+    else:
+        lines = [(path.name, pixels) for path, pixels in read_files(images, reader.read)]
+    for _, line in lines:
+        if line.dtype != np.uint8 or line.ndim != 2 or line.shape[0] != reader.height:
+            raise InferenceError(
+                f"a line of {line.dtype} {line.shape}: expected uint8 ({reader.height}, width)"
+            )
+    captions = captions_of(
+        len(lines), [name for name, _ in lines] if names is None else names, labels
+    )
+    return [
+        (caption["name"], line, caption["label"])
+        for caption, (_, line) in zip(captions, lines, strict=True)
+    ]
 
 
 def own_lines(reader: LineReader, count: int) -> list[Line]:

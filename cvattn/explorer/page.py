@@ -14,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from cvattn.explorer.classes import Heats
 from cvattn.explorer.content import Content
-from cvattn.explorer.weights import ROLLOUT, Seen
+from cvattn.explorer.pooling import FINEST, Seen, at_most
 from cvattn.system.files import write_text
 
 _SMALL = 64  # pixels a side; larger pictures are written as JPEG
+_LARGE = 512 * 512  # pixels; larger pictures are scaled down
+_SCRIPTS = ("drawing.js", "telling.js", "choices.js", "page.js")
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,31 @@ class Page:
     def html(self) -> str:
         """The text of the file."""
         content = self.content
-        entries = zip(content.captions, content.pictures, content.weights.seen, strict=True)
+        heats = content.heats or [[] for _ in content.captions]
+        entries = zip(content.captions, content.pictures, content.weights.seen, heats, strict=True)
         data = {
             "title": self.title,
             "facts": list(self.facts),
-            "rollout": ROLLOUT,
+            "without_grid": content.weights.without_grid,
+            "crowded": any(
+                block.grid != at_most(block.full, FINEST) for block in content.weights.blocks
+            ),
             "blocks": [asdict(block) for block in content.weights.blocks],
             "colours": _text(_colours()),
             "images": [
-                {**caption, "picture": _data_uri(picture), "weights": _text(_packed(seen))}
-                for caption, picture, seen in entries
+                {
+                    **caption,
+                    "picture": _data_uri(picture),
+                    "weights": _text(_packed(seen)),
+                    "targets": [name for name, _ in caption["guesses"][: len(targets)]],
+                    "heats": _text(_packed_heats(targets)),
+                }
+                for caption, picture, seen, targets in entries
             ],
         }
         parts = {
             "style": _file("page.css"),
-            "script": _file("drawing.js") + _file("page.js"),
+            "script": "".join(map(_file, _SCRIPTS)),
             # "</script>" inside a name would end the element.
             "content": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         }
@@ -89,6 +102,16 @@ def _packed(seen: Sequence[Seen]) -> bytes:
     return zlib.compress(raw, 9)
 
 
+def _packed_heats(targets: Heats) -> bytes:
+    """All peaks (float32), then all shares of them (uint8), class by class; deflated."""
+    flat = [heat for blocks in targets for heat in blocks]
+    peaks = [heat.max() for heat in flat]
+    raw = np.array(peaks, "<f4").tobytes()
+    for heat, peak in zip(flat, peaks, strict=True):
+        raw += (heat / max(peak, 1e-300) * 255).round().astype(np.uint8).tobytes()
+    return zlib.compress(raw, 9)
+
+
 def _colours() -> bytes:
     """256 colours, black for nothing to yellow for the most."""
     from matplotlib import colormaps
@@ -100,6 +123,10 @@ def _data_uri(picture: np.ndarray) -> str:
     from PIL import Image
 
     image = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+    scale = (_LARGE / (image.width * image.height)) ** 0.5
+    if scale < 1:
+        size = (round(image.width * scale), round(image.height * scale))
+        image = image.resize(size, Image.Resampling.LANCZOS)
     kind = "png" if max(image.size) <= _SMALL else "jpeg"
     file = io.BytesIO()
     image.save(file, kind, **({"optimize": True} if kind == "png" else {"quality": 88}))

@@ -14,21 +14,25 @@ def content(path) -> dict:
 
 
 def weights_in(page: dict, image: int) -> dict[str, np.ndarray]:
-    """{block: (heads, rows, keys)}, read as the page's script reads them."""
+    """{block: (heads, rows, positions)}, read as the page's script reads them."""
     entry = page["images"][image]
     raw = zlib.decompress(base64.b64decode(entry["weights"]))
-    rows = [
-        len(entry["characters"])
-        if b["reads"]
-        else b["num_prefix_tokens"] + b["grid"][0] * b["grid"][1]
-        for b in page["blocks"]
-    ]
+    rows = []
+    for b in page["blocks"]:
+        positions = b["num_prefix_tokens"] + b["grid"][0] * b["grid"][1]
+        words = len(b["words"])
+        characters = len(entry.get("characters", ()))
+        rows.append(
+            {"positions": positions, "words": words, "tokens": words, "characters": characters}[
+                b["rows"]
+            ]
+        )
     counts = [b["num_heads"] * r for b, r in zip(page["blocks"], rows, strict=True)]
     peaks = np.frombuffer(raw, "<f4", sum(counts))
     at = 8 * sum(counts)  # behind the peaks and the prefix shares
     found = {}
     for index, (block, count) in enumerate(zip(page["blocks"], counts, strict=True)):
-        keys = block["grid"][0] * block["grid"][1]
+        keys = block["drawn"][0] * block["drawn"][1]
         shares = np.frombuffer(raw, np.uint8, count * keys, at).reshape(
             block["num_heads"], -1, keys
         )

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from small_networks import SAGAN, VIT, write
 import cvattn
 from cvattn import SAGANClassifier, VisionTransformer, capture_attention
 from cvattn.cli import main
-from cvattn.explorer.weights import POSITIONS, choose_grids, coarser, collect
+from cvattn.explorer.pooling import BYTES, Grids, averaged, choose_grids, coarser, seen
+from cvattn.explorer.weights import collect
 from cvattn.maps import attention_distance, attention_entropy, attention_rollout
-from cvattn.maps.grids import Layout
 
 
 @pytest.fixture
@@ -47,7 +48,9 @@ def test_weights_predictions_and_measures_of_image_files(vit_7x13, pictures, cap
         names = ["a cat", "dog", "[b]eel", "output 3"]
         best = probabilities.topk(3)
         assert [guess[0] for guess in image["guesses"]] == [names[i] for i in best.indices]
-        assert [guess[1] for guess in image["guesses"]] == pytest.approx(best.values.tolist())
+        assert [guess[1] for guess in image["guesses"]] == pytest.approx(
+            best.values.tolist(), rel=1e-4
+        )
         assert image["label"] is None
     layers = list(maps)
     assert [block["name"] for block in page["blocks"]] == [*layers, "rollout"]
@@ -133,18 +136,26 @@ def test_large_maps_are_pooled_and_small_ones_are_not():
     large, small = found.blocks
     assert large.full == (20, 26)
     assert large.grid == (14, 18)
-    assert 14 * 18 <= POSITIONS < 20 * 26
+    assert 14 * 18 <= 256 < 20 * 26
     assert small.full == small.grid == (10, 13)
     with torch.no_grad(), capture_attention(model) as maps:
         model(torch.randn(1, 3, 41, 53))
-    assert set(choose_grids(maps, 300).values()) == {(7, 9)}  # 300 x 2 x 63^2 < 5,000,000
+    # As fine as it can be, by what deflating leaves of 300 such images.
+    chosen = set(choose_grids(maps, 300).values())
+    assert chosen == {Grids((9, 11), (9, 11))}
+
+    def deflated(size):
+        shares = [seen(maps, name, Grids(size, size)).shares.tobytes() for name in maps]
+        return 300 * len(zlib.compress(b"".join(shares)))
+
+    assert deflated((9, 11)) <= BYTES < deflated((10, 13))
 
 
 def test_pooling_takes_the_mean_of_queries_and_the_sum_of_keys():
     """5 x 7 to 2 x 3: cells are cut, and their shares go to both sides."""
-    layout = Layout((5, 7), (5, 7), num_prefix_tokens=1)
+    full = Grids((5, 7), (5, 7))
     weights = torch.rand(3, 36, 5, 7, dtype=torch.float64)
-    found = coarser(weights, layout, (2, 3))
+    found = coarser(weights, full, Grids((2, 3), (2, 3)), prefix=1)
     fine = (
         weights.repeat_interleave(2, 2).repeat_interleave(3, 3) / 6
     )  # on 10 x 21, which 2 x 3 divides
@@ -153,6 +164,10 @@ def test_pooling_takes_the_mean_of_queries_and_the_sum_of_keys():
     queries = keys[:, 1:].unflatten(1, (5, 7)).repeat_interleave(2, 1).repeat_interleave(3, 2)
     want = queries.unflatten(2, (3, 7)).unflatten(1, (2, 5)).mean((2, 4))
     assert_near(found[:, 1:], want.flatten(1, 2))
+    # Keys of another grid than the queries', and one of both alone.
+    assert_near(coarser(weights, full, Grids((5, 7), (2, 3)), prefix=1), keys)
+    alone = coarser(weights, full, Grids((2, 3), (5, 7)), prefix=1)
+    assert_near(averaged(alone, (2, 3)) * (5 * 7 / 6), found)
 
 
 @pytest.mark.parametrize(
@@ -177,8 +192,9 @@ def test_a_network_without_attention(tmp_path, capsys):
     meta |= {"image_size": [32, 32], "channels": 1}
     args = {**SAGAN, "in_channels": 1, "attention": "none"}
     write(tmp_path / "plain.ckpt", SAGANClassifier, args, meta)
-    assert main(["explore", f"{tmp_path}/plain.ckpt"]) == 2
-    assert "no attention to look at" in capsys.readouterr().err
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "x.png")
+    assert main(["explore", f"{tmp_path}/plain.ckpt", f"{tmp_path}/x.png"]) == 2
+    assert "attention" in capsys.readouterr().err
 
 
 def test_a_network_that_has_diverged_ends_with_1(vit_7x13, pictures, tmp_path, capsys):

@@ -53,7 +53,7 @@ def test_characters_and_weights_are_the_networks(reader, lines, tmp_path):
         entropies.append([attention_entropy(maps[name]).tolist() for name in CROSS])
     for block, want in zip(page["blocks"], np.mean(entropies, axis=0), strict=True):
         assert block["entropy"] == pytest.approx(want.tolist(), rel=1e-4)
-        assert block["reads"]
+        assert block["rows"] == "characters"
         assert block["distance"] == []
 
 

@@ -126,9 +126,9 @@ def test_a_notebook_shows_what_a_file_holds(tmp_path):
 @pytest.mark.parametrize(
     ("model", "given", "said"),
     [
-        (lambda: nn.Conv2d(3, 3, 1), {}, "Conv2d: the network has no attention to look at"),
+        (lambda: nn.Conv2d(3, 3, 1), {"images": torch.zeros(1, 3, 4, 4)}, "attention"),
         (lambda: "vit-digit", {}, "did you mean vit-digits"),
-        (Own, {}, r"Own does not say .*float \(B, C, H, W\), not NoneType"),
+        (Own, {}, r"Own does not say .*preprocess=.*float \(B, C, H, W\), not NoneType"),
         (Own, {"images": torch.zeros(1, 5, 8, 8, dtype=torch.uint8)}, "not torch.uint8"),
         (Own, {"images": torch.zeros(5, 8, 8)}, r"shape \(5, 8, 8\): expected \(B, C, H, W\)"),
         (Own, {"images": torch.zeros(0, 5, 8, 8)}, "one image at least"),
@@ -142,7 +142,7 @@ def test_a_notebook_shows_what_a_file_holds(tmp_path):
         (lambda: "vit-digits", {"names": ["a"]}, "there are none"),
         (lambda: Own(classes=2), {"images": torch.full((1, 5, 4, 4), float("nan"))}, "not finite"),
         (lambda: "vit-digits", {"count": 0}, "count=0 must be at least 1"),
-        (lambda: "vit-digits", {"images": 3}, "expected paths or tensors, got int"),
+        (lambda: "vit-digits", {"images": 3}, "expected paths, PIL images or tensors, got int"),
         (lambda: "vit-digits", {"images": "nowhere.png"}, "nowhere.png"),
         (lambda: "vit-digits", {"images": []}, "name one file at least"),
         (lambda: "vit-digits", {"images": torch.zeros(1, 1, 8, 8, dtype=torch.int64)}, "int64"),

@@ -1,4 +1,4 @@
-"""``cvattn explore CHECKPOINT [IMAGE...]``: a page that shows what each position looks at."""
+"""``cvattn explore CHECKPOINT|timm/NAME [IMAGE...]``: a page of what positions look at."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +11,13 @@ from torch import nn
 
 from cvattn.cli.arguments import find_images, parse_data, readable, say
 from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
+from cvattn.data.image_files import read_picture
 from cvattn.explorer import explore
 from cvattn.inference import InferenceError, as_classifier, as_line_reader, open_network
+from cvattn.inference.timm_network import TimmNetwork, open_timm
 from cvattn.models import Reader
+
+TIMM = "timm/"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -21,25 +25,37 @@ def run(arguments: Sequence[str]) -> int:
     args = _parser().read(arguments)
     if args.count < 1:
         raise CommandError(f"--count {args.count} must be at least 1")
-    network = open_network(args.checkpoint)
     settings = [text for text in args.images if text.startswith(("data=", "data."))]
     files = [text for text in args.images if text not in settings]
     if files and settings:
         raise CommandError(f"name either images or data, not both: {files[0]} and {settings[0]}")
-    failed, chosen = False, dict[str, Any]()
-    if files:
-        chosen, failed = _from_files(network, args.checkpoint, files)
-    elif not isinstance(network, Reader):
-        chosen = _from_data(network, args.checkpoint, settings, args.count)
-    elif settings:
-        raise CommandError(f"{settings[0]}: of readers, name images of lines instead")
+    source, chosen, failed = shown(args.network), dict[str, Any](), False
+    network: nn.Module
+    if args.network.startswith(TIMM):
+        if settings or not files:
+            raise CommandError(f"{shown(args.network)}: name images, files or folders")
+        opened, chosen, failed = _timm(args, files)
+        network, source = opened.network, f"{source}, {shown(opened.weights)}"
+    elif args.weights is not None or args.random_weights:
+        option = "--random-weights" if args.random_weights else "--weights"
+        raise CommandError(
+            f"{option} is for networks of timm, {TIMM}NAME; a checkpoint has its own"
+        )
+    else:
+        network = open_network(args.network)
+        if files:
+            chosen, failed = _from_files(network, args.network, files)
+        elif not isinstance(network, Reader):
+            chosen = _from_data(network, args.network, settings, args.count)
+        elif settings:
+            raise CommandError(f"{settings[0]}: of readers, name images of lines instead")
     try:
         page = explore(network, **chosen, layers=args.layer, count=args.count)
     except InferenceError:  # which has an exit code of its own
         raise
     except (ValueError, MemoryError) as error:
         raise CommandError(str(error)) from error
-    page = replace(page, facts=(shown(args.checkpoint), *page.facts))
+    page = replace(page, facts=(source, *page.facts))
     output = Path(args.output)
     try:
         page.save(output)
@@ -49,6 +65,26 @@ def run(arguments: Sequence[str]) -> int:
     print(f"{counts}, {len(page.html.encode()) / 1e6:.1f} MB: {shown(output)}")
     print("Open it in a browser; it needs no network and no server.")
     return int(failed)
+
+
+def _timm(args: Any, names: Sequence[str]) -> tuple[TimmNetwork, dict[str, Any], bool]:
+    """The network, the images that can be read for :func:`explore`, whether some could not."""
+    if args.weights is not None and args.random_weights:
+        raise CommandError("--weights and --random-weights: give one of them")
+    name = args.network.removeprefix(TIMM)
+    opened = open_timm(name, weights=args.weights, random=args.random_weights)
+    files = find_images(names)
+    found = list(readable(files, lambda path: read_picture(path, 3)))
+    if not found:
+        raise CommandError("none of the images could be read")
+    chosen = {
+        "images": [picture for _, picture in found],
+        "names": [path.name for path, _ in found],
+        "preprocess": opened.preprocess,
+        "class_names": opened.class_names,
+        "forward": opened.forward,
+    }
+    return opened, chosen, len(found) < len(files)
 
 
 def _from_files(
@@ -88,13 +124,20 @@ def _parser() -> Parser:
         description="Write one HTML page, for any browser and without network, in which every "
         "position of an image shows where it looks, in each block and head. Without IMAGE the page "
         "shows validation images of the data that the network was trained on; data=NAME and "
-        "data.KEY=VALUE choose other data. Of a reader it shows where each character was read.",
+        "data.KEY=VALUE choose other data. Of a reader it shows where each character was read. "
+        f"{TIMM}NAME is a network of timm with timm's weights, such as {TIMM}vit_tiny_patch16_224.",
     )
-    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    parser.add_argument("network", metavar="CHECKPOINT", help=f"{CHECKPOINT_HELP}; or {TIMM}NAME")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, or folders of images")
     parser.add_argument("-o", "--output", default="explorer.html", help="explorer.html if not said")
     parser.add_argument("--count", type=int, default=24, metavar="N", help="data images shown (24)")
     parser.add_argument(
         "--layer", action="append", metavar="NAME", help="only this block; may be repeated"
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE", help=f"of {TIMM}NAME, or an installed package that has them"
+    )
+    parser.add_argument(
+        "--random-weights", action="store_true", help=f"{TIMM}NAME as it is before any training"
     )
     return parser

@@ -15,22 +15,26 @@ class Frame:
 
     Attributes:
         module: it.
-        shapes: of the tensors that it was given by position.
+        args: what it was given by position.
         conv_grids: (H, W) of what convolutions inside it have given so far in this run.
         guard: a context that ends with it.
         shows_calls: whether it called an attention function itself.
         held: what is done at its end, if it called none.
     """
 
+    __slots__ = ("args", "conv_grids", "guard", "held", "module", "shows_calls")
+
     def __init__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.module = module
-        self.shapes: list[torch.Size] = [
-            arg.shape for arg in args if isinstance(arg, Tensor) and not arg.is_nested
-        ]
+        self.module, self.args = module, args
         self.conv_grids: list[tuple[int, int]] = []
         self.guard: AbstractContextManager | None = None
         self.shows_calls = False
         self.held: list[Callable[[], None]] = []
+
+    @property
+    def shapes(self) -> list[torch.Size]:
+        """Of the tensors that it was given by position."""
+        return [arg.shape for arg in self.args if isinstance(arg, Tensor) and not arg.is_nested]
 
 
 Begin = Callable[[Frame], None]

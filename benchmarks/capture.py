@@ -1,6 +1,6 @@
 """What it costs to look: a pass with one row captured beside the same pass without.
 
-    python benchmarks/capture.py              two minutes, on a machine that does nothing else
+    python benchmarks/capture.py              five minutes, on a machine that does nothing else
 
 Networks of 1,025 tokens (512 x 512 pixels in patches of 16), one image, no gradients, random
 weights. Passes with and without take turns; the overhead is the median of the ratios of a turn,
@@ -36,6 +36,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "timm vit_small_patch16_224": (
         lambda: timm.create_model("vit_small_patch16_224", img_size=512),
+        IMAGE,
+    ),
+    "timm vit_base_patch16_224": (
+        lambda: timm.create_model("vit_base_patch16_224", img_size=512),
         IMAGE,
     ),
     "torchvision ViT, 12 layers of 384, fused": (

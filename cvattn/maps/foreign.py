@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from cvattn.blocks import MapAttention
@@ -49,7 +50,9 @@ class ForeignCalls:
     ) -> None:
         self._keeper = keeper
         self._softmaxes, self._detach, self._grid = softmaxes, detach, grid
-        self._names = {module: name for name, module in model.named_modules()}
+        self._modules = dict(model.named_modules())
+        self._names = {module: name for name, module in self._modules.items()}
+        self._whole = Frame(model, ())  # while only parts of it are called
         self._shows = False  # this pass has shown something
         self._held: list[Callable[[], None]] = []  # softmaxes, if it shows nothing else
         self.running = RunningModules(self._names, self._begin, self._end)
@@ -62,13 +65,17 @@ class ForeignCalls:
 
     def layout(self, queries: int, keys: int, *, is_cross: bool) -> Layout | None:
         """Of a call inside the module that is running."""
-        return find_layout(self.running.stack, queries, keys, is_cross=is_cross, given=self._grid)
+        return find_layout(self._around(), queries, keys, is_cross=is_cross, given=self._grid)
 
     def _begin(self, frame: Frame) -> None:
         if len(self.running.stack) == 1 and not in_backward():
             self._keeper.begin_pass()
             self._shows = False
             self._held.clear()
+            images = [shape for shape in frame.shapes if len(shape) == 4]
+            if images:
+                whole = self._whole.module
+                self._whole = Frame(whole, (torch.empty(images[0], device="meta"),))
         frame.guard = guard(frame.module, detach=self._detach)
 
     def _end(self, frame: Frame, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -81,11 +88,13 @@ class ForeignCalls:
         if found is not None:
             if around:
                 around[-1].shows_calls = True
-            self._show(*found, [*around, frame])
+            self._show(*found, [*self._around(), frame])
         if not frame.shows_calls:
             self._write(frame.held)
-        if not self.running.stack and not self._shows:
-            self._write(self._held)
+        if not self.running.stack:
+            self._whole.conv_grids += frame.conv_grids
+            if not self._shows:
+                self._write(self._held)
 
     def _write(self, held: list[Callable[[], None]]) -> None:
         if held:
@@ -161,9 +170,18 @@ class ForeignCalls:
 
     def _frames(self) -> list[Frame]:
         """The running modules of the model, innermost last; none inside a block of ours."""
-        frames = self.running.stack
+        frames = self._around()
         ours = any(isinstance(frame.module, (MapAttention, MultiHeadAttention)) for frame in frames)
         return [] if ours else frames
+
+    def _around(self) -> list[Frame]:
+        """The running modules, innermost last, behind those that the outermost is a part of."""
+        stack = self.running.stack
+        if not stack or stack[0].module is self._whole.module:
+            return stack
+        path = self._names[stack[0].module].split(".")
+        parents = (self._modules[".".join(path[:end])] for end in range(1, len(path)))
+        return [self._whole, *(Frame(parent, ()) for parent in parents), *stack]
 
     def _depth_of_attention(self, frames: list[Frame]) -> int:
         """Of the innermost module that looks like attention; 0 = there is none."""
@@ -178,7 +196,8 @@ class ForeignCalls:
 
     def _batch(self) -> int | None:
         """Images in this pass: what the outermost module was given first has so many."""
-        shapes = self.running.stack[0].shapes if self.running.stack else ()
+        frames = self._around()
+        shapes = frames[0].shapes if frames else ()
         return shapes[0][0] if shapes and len(shapes[0]) else None
 
 

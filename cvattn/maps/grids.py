@@ -52,11 +52,12 @@ def find_layout(
         for grid, prefix in _candidates(frames, queries, given):
             return Layout(grid, grid, prefix)
         return None
-    for grid in maps_given_to(frames):
+    for grid in () if is_cross else maps_given_to(frames):
+        pool = _pool(grid, keys) if grid[0] * grid[1] == queries else 0
+        if pool:
+            return Layout(grid, (grid[0] // pool, grid[1] // pool), kv_pool=pool)
+    for grid in maps_given_to(frames, as_tokens=False):
         if grid[0] * grid[1] == queries:
-            pool = 0 if is_cross else _pool(grid, keys)
-            if pool:
-                return Layout(grid, (grid[0] // pool, grid[1] // pool), kv_pool=pool)
             return Layout(grid, None)
     for grid, prefix in _candidates(frames, keys, given):
         return Layout(None, grid, prefix)
@@ -97,21 +98,33 @@ def _said(frame: Frame, tokens: int) -> Iterator[tuple[Grid, int]]:
             yield (int(height), int(width)), prefix
 
 
-def maps_given_to(frames: Sequence[Frame]) -> Iterator[Grid]:
+def maps_given_to(frames: Sequence[Frame], *, as_tokens: bool = True) -> Iterator[Grid]:
     """(H, W) of maps that modules were given, from the innermost on; channels first or last.
 
-    Tokens (B, N, C) count as one if N is what is left of a convolution's map, halved some times.
+    Args:
+        as_tokens: tokens (B, N, C) count as one if N is what is left of a convolution's map, halved
+            some times.
     """
+    images = [shape for frame in frames[:1] for shape in frame.shapes if len(shape) == 4]
     for frame in reversed(frames):
         for shape in frame.shapes:
-            if len(shape) == 4:
-                yield shape[2], shape[3]
-                if frame is not frames[0]:  # images have their channels first
-                    yield shape[1], shape[2]
-            elif len(shape) == 3:
+            if len(shape) == 4 and frame is frames[0]:
+                yield shape[2], shape[3]  # images have their channels first
+            elif len(shape) == 4:
+                readings = [(shape[2], shape[3]), (shape[1], shape[2])]
+                if images:  # rather the one that is shaped as the image
+                    readings.sort(key=lambda grid: _distortion(grid, images[0]))
+                yield from readings
+            elif len(shape) == 3 and as_tokens:
                 for outer in frames:
                     for height, width in outer.conv_grids[:1]:
                         yield from _halved(height, width, shape[1])
+
+
+def _distortion(grid: Grid, image: Sequence[int]) -> float:
+    """How much wider or higher than the image (B, C, H, W) a grid is."""
+    sides = (grid[0] * image[3], grid[1] * image[2])
+    return max(sides) / max(min(sides), 1)
 
 
 def _halved(height: int, width: int, positions: int) -> Iterator[Grid]:

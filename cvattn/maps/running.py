@@ -16,7 +16,7 @@ class Frame:
     Attributes:
         module: it.
         args: what it was given by position.
-        conv_grids: (H, W) of what convolutions inside it have given so far in this run.
+        conv_grids: (H, W) of what convolutions inside it, or it, have given so far in this run.
         guard: a context that ends with it.
         shows_calls: whether it called an attention function itself.
         held: what is done at its end, if it called none.
@@ -102,8 +102,8 @@ class RunningModules:
             self._pop()
         frame = self._pop()
         if isinstance(module, nn.Conv2d) and isinstance(output, Tensor) and output.ndim == 4:
-            for around in self.stack:
-                around.conv_grids.append((output.shape[2], output.shape[3]))
+            for each in (*self.stack, frame):
+                each.conv_grids.append((output.shape[2], output.shape[3]))
         self._end(frame, args, kwargs, output)
 
     _enter.only_watches = _leave.only_watches = True  # type: ignore[attr-defined]

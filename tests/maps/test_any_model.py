@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import timm
 import torch
-from any_model import CASES, WINDOWED, Case, made, unfused
+from any_model import CASES, SIZE, WINDOWED, Case, made, unfused
 from oracles import FEW, assert_near
 from torch import Tensor, nn
 
 from cvattn.maps import capture_attention
+from cvattn.maps.grids import Layout
 
 
 def named(cases: dict[str, Case]) -> list:
@@ -295,3 +296,47 @@ class Whole(nn.Module):
         for part in self.parts.values():
             x = part(x, x, x)[0] if isinstance(part, nn.MultiheadAttention) else part(x)
         return x
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_parts_that_are_called_by_themselves(dynamic):
+    """``forward_features`` and the like run no module of the whole, which knows its grid."""
+    options = {"dynamic_img_size": True} if dynamic else {"img_size": SIZE}
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, **options).eval()
+    with torch.no_grad(), capture_attention(model) as maps:
+        for height, width in [SIZE, (64, 32)] if dynamic else [SIZE]:
+            model.forward_features(torch.randn(2, 3, height, width))
+            assert maps.layout["blocks.0.attn"].query_grid == (height // 16, width // 16)
+            assert maps.layout["blocks.0.attn"].num_prefix_tokens == 1
+
+
+def test_maps_whose_channels_could_be_a_side():
+    options = {"img_size": (48, 72), "embed_dim": 12, "num_heads": (3, 3, 3, 3)}
+    model = timm.create_model("swin_tiny_patch4_window7_224", depths=(2, 1, 1, 1), **options)
+    with torch.no_grad(), capture_attention(model.eval(), rows=[0]) as maps:
+        model(torch.randn(1, 3, 48, 72))
+    assert maps.layout["layers.0.blocks.1.attn"].query_grid == (12, 18)
+
+
+class Objects(nn.Module):
+    """As many learned queries as a map of some level has positions; they lie on none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.queries = nn.Parameter(torch.randn(1, 12, 8))
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        memory = self.stem(images).flatten(2).mT
+        return self.attend(self.queries.expand(len(images), -1, -1), memory, memory)[0]
+
+
+def test_learned_queries_lie_on_no_map():
+    model, images = Objects(), torch.randn(2, 3, 24, 32)
+    with torch.no_grad(), capture_attention(model) as maps:
+        model(images)
+    assert maps.layout["attend"] == Layout(None, (6, 8))
+    assert maps.on_grid("attend").shape == (2, 2, 12, 6, 8)
+    with pytest.raises(ValueError, match="attend: its queries lie on no grid"):
+        maps.of_keys("attend")

@@ -408,8 +408,8 @@ FAULTS = (
     Fault(
         "height and width of others' maps swapped",
         "maps/grids.py",
-        "                yield shape[2], shape[3]\n",
-        "                yield shape[3], shape[2]\n",
+        "readings = [(shape[2], shape[3]), (shape[1], shape[2])]",
+        "readings = [(shape[3], shape[2]), (shape[1], shape[2])]",
         (ANY + "test_a_planted_patch_lies_where_the_keys_change[diffusers-UNet2DModel]",),
     ),
     Fault(

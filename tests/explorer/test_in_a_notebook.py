@@ -45,6 +45,8 @@ def move_pointer(browser, before):
     stage = browser.find_element("id", "stage")
 
     def moved(_):
+        # As a reader scrolls: where a picture is taller than the window, a point may be outside.
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", stage)
         for down in (-0.3, 0.3):
             offset = (round(stage.rect["width"] * 0.3), round(stage.rect["height"] * down))
             ActionChains(browser).move_to_element_with_offset(stage, *offset).perform()

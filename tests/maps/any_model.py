@@ -320,8 +320,8 @@ WINDOWED: dict[str, Case] = {
         no_account, size=(64, 96),
     ),
     "timm Swin v2": Case(
-        of_timm("swinv2_tiny_window8_256", depths=(2, 2, 1, 1), img_size=(64, 96)),
-        no_account, size=(64, 96),
+        of_timm("swinv2_tiny_window8_256", depths=(2, 2, 1, 1), img_size=(64, 128)),
+        no_account, size=(64, 128),
     ),
     "timm MaxViT": Case(
         of_timm("maxvit_rmlp_pico_rw_256", img_size=(64, 96)),

@@ -86,7 +86,7 @@ WINDOWS = {
         "swin_tiny_patch4_window7_224",
         {"img_size": (64, 96), "depths": (2, 2, 1, 1)},
     ),
-    "swin v2": ("swinv2_tiny_window8_256", {"img_size": (64, 96), "depths": (2, 2, 1, 1)}),
+    "swin v2": ("swinv2_tiny_window8_256", {"img_size": (64, 128), "depths": (2, 2, 1, 1)}),
     "maxvit": ("maxvit_rmlp_pico_rw_256", {"img_size": (64, 96)}),
 }
 

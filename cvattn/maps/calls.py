@@ -87,7 +87,7 @@ class AttentionCalls(TorchFunctionMode):
         output = func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             self._call(_observed(output, *args, **kwargs), self._inside)
-        elif _is_over_keys(output, *args, **kwargs):
+        elif _is_over_keys(output, args, kwargs):
             self._softmax(output, self._inside)
         return output
 
@@ -135,7 +135,8 @@ _OPENED = {
 _WATCHED = {F.scaled_dot_product_attention, *_SOFTMAXES, *_OPENED}
 
 
-def _is_over_keys(output: Tensor, x: Tensor, dim: int | None = None, *_: Any, **__: Any) -> bool:
+def _is_over_keys(output: Tensor, args: tuple, kwargs: dict[str, Any]) -> bool:
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
     return output.ndim in (3, 4) and dim in (-1, output.ndim - 1)
 
 

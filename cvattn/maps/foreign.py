@@ -1,5 +1,6 @@
 """Attention of others, seen while it runs: whatever passes through torch's attention functions."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -108,6 +109,10 @@ class ForeignCalls:
         if not frames:
             return
         frame = frames[-1]
+        if seen.query.is_nested:
+            name = self._names[frame.module] or "the module itself"
+            warnings.warn(f"{name}: attention of nested tensors is not looked into", stacklevel=2)
+            return
         heads = _heads(frame.module)
         query, key, value = (
             per_head(each, heads, self._batch()) for each in (seen.query, seen.key, seen.value)

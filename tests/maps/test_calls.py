@@ -240,6 +240,43 @@ class Half(nn.Module):
         return x[:, :, ::2]
 
 
+@pytest.mark.parametrize(
+    "softmax",
+    [
+        lambda x: torch.softmax(input=x, dim=-1),
+        lambda x: torch.softmax(x, 2),
+        lambda x: x.softmax(dim=2),
+        lambda x: F.softmax(dim=-1, input=x),
+        lambda x: F.softmax(x, dim=-1, dtype=torch.float64),
+        nn.Softmax(-1),
+    ],
+)
+def test_every_spelling_of_a_softmax(softmax):
+    class SomeAttention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + softmax(x @ x.mT).to(x) @ x.softmax(1)  # the last: over no keys
+
+    model, x = SomeAttention(), torch.randn(2, 5, 3)
+    with capture_attention(model) as maps:
+        model(x)
+    assert torch.equal(maps[""][:, 0], softmax(x @ x.mT))
+    assert len(maps.runs[""]) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_said():
+    parts = [torch.randn(3, 2, 4), torch.randn(5, 2, 4)]
+    nested = torch.nested.nested_tensor(parts, layout=torch.jagged).transpose(1, 2)
+    model = nn.Sequential(Calls())
+    message = "0: attention of nested tensors is not looked into"
+    with (
+        pytest.raises(ValueError, match="showed no attention"),
+        pytest.warns(UserWarning, match=message),
+        capture_attention(model),
+    ):
+        model(nested)
+
+
 def test_a_grid_can_be_given():
     model, tokens = Calls(), torch.randn(2, 3, 16, 4)
     with capture_attention(model) as maps:

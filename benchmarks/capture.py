@@ -15,7 +15,7 @@ from collections.abc import Callable
 import machine
 import timm
 import torch
-from planted_patch import write_rows
+from rows import write_rows
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionViT
 

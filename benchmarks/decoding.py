@@ -9,8 +9,6 @@ leave the batch. Rows go to results/decoding_<machine>.csv, in place of earlier 
 """
 
 import argparse
-import csv
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ import yaml
 from paired import paired_ratio, quartiles
 from rich.console import Console
 from rich.table import Table
+from rows import write_rows
 from torch import Tensor
 
 from cvattn.core.alphabet import BEGIN, END
@@ -64,7 +63,7 @@ def main() -> int:
     rows = [row | facts for row in rows]
     name = f"decoding_{machine.slug(facts['cpu'])}{'_quick' if args.quick else ''}.csv"
     output = args.output or machine.ROOT / "results" / name
-    _write(output, rows)
+    write_rows(output, COLUMNS, rows)
     console = Console()
     console.print(_table(rows))
     console.print(f"Rows: {output.name}")
@@ -156,16 +155,6 @@ def _row(what: str, lines: int, tokens: int, times: list[float]) -> Row:
         "q3_ms": f"{high:.4g}",
         "rounds": str(len(times)),
     }
-
-
-def _write(path: Path, rows: list[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".csv.part")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(beside, path)
 
 
 def _table(rows: list[Row]) -> Table:

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from deletion_picture import draw_curves
 from heats import methods_of
-from planted_patch import write_rows
+from rows import write_rows
 from torch import Tensor, nn
 
 from cvattn import SAGANClassifier

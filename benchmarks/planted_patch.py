@@ -16,15 +16,14 @@ Rows go to results/planted_patch.csv, one for each network, seed and way. Grad-C
 """
 
 import argparse
-import csv
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import machine
 import torch
 import torch.nn.functional as F
 from heats import methods_of
+from rows import write_rows
 from torch import Tensor, nn
 
 from cvattn import SAGANClassifier, VisionTransformer
@@ -167,17 +166,6 @@ def main() -> int:
             write_rows(args.output, COLUMNS, rows)
     print(args.output)
     return 0
-
-
-def write_rows(path: Path, columns: Iterable[str], rows: list[dict[str, str]]) -> None:
-    """The whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".csv.part")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(columns), extrasaction="ignore", restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(beside, path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ two relative 2-norms: of attention's part of the output, and of the input's grad
 import csv
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cases import ALLOWANCE, CASES, COMMON, OURS, QUICK_CASES, Case
@@ -122,10 +122,15 @@ def put_rows(path: Path, new: list[Row]) -> None:
     order = {case.name: i for i, case in enumerate(CASES + QUICK_CASES)}
     rows = [row for row in read_rows(path) if row["case"] != new[0]["case"]] + new
     rows.sort(key=lambda row: order.get(row["case"], len(order)))
+    write_rows(path, COLUMNS, rows)
+
+
+def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """The whole file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".csv.part")
     with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", restval="")
+        writer = csv.DictWriter(file, list(columns), extrasaction="ignore", restval="")
         writer.writeheader()
         writer.writerows(rows)
     os.replace(beside, path)

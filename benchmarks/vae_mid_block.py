@@ -12,7 +12,6 @@ results/vae_mid_block_<machine>.csv as each ends.
 """
 
 import argparse
-import csv
 import importlib.metadata
 import json
 import os
@@ -26,6 +25,7 @@ import machine
 import torch
 from paired import quartiles
 from peak_memory import peak_of, return_blocks
+from rows import write_rows
 from torch import Tensor, nn
 
 import cvattn
@@ -64,7 +64,7 @@ def main() -> int:
             note = _too_large(method, side)
             row |= {"note": note} if note else _in_a_process(method, side, args)
             rows.append(row)
-            _write(output, rows)
+            write_rows(output, COLUMNS, rows)
             print(*(row.get(key, "") for key in ("shape", "method", "median_ms", "peak_mib")), note)
     print(output)
     return 0
@@ -170,16 +170,6 @@ def _too_large(method: str, side: int) -> str:
     if needed <= total / 2:
         return ""
     return f"not run: needs about {needed / 2**30:.0f} GiB of {total / 2**30:.0f}"
-
-
-def _write(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".csv.part")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(beside, path)
 
 
 if __name__ == "__main__":

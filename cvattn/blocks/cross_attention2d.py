@@ -90,7 +90,8 @@ class CrossAttention2d(MapAttention):
         for observe in self.observers:
             size = (x.shape[-2], x.shape[-1])
             keys = (context.shape[-2], context.shape[-1]) if context.ndim == 4 else None
-            observe(Observed(q, k, v, attended, terms, False, size, keys))
+            lies: dict[str, Any] = {"size": size, "key_size": keys, "is_self": False}
+            observe(Observed(q, k, v, attended, terms, **lies))
         weights = attention_weights(q, k, rows=rows, **terms) if need_weights else None
         del q, k, v  # which need not be there beside what comes now
         output = self._add(x, attended, mask)

@@ -167,8 +167,8 @@ class SelfAttention(MapAttention):
             if self.dimensions == 2:
                 size = (x.shape[-2], x.shape[-1])
                 keys = (key.shape[-2], key.shape[-1])
-            seen = Observed(q, k, v, attended, terms, True, size, keys, self.kv_pool)
-            observe(seen)
+            lies: dict[str, Any] = {"size": size, "key_size": keys, "kv_pool": self.kv_pool}
+            observe(Observed(q, k, v, attended, terms, **lies))
         weights = attention_weights(q, k, rows=rows, **terms) if need_weights else None
         del key, value, q, k, v  # nor these
         output = self._add(x, attended, mask)

@@ -12,7 +12,7 @@ from cvattn.explorer.pooling import POSITIONS, averaged
 from cvattn.explorer.weights import ROLLOUT, Block
 from cvattn.maps import AttentionMaps, attention_relevance, capture_attention
 from cvattn.maps.grids import spread
-from cvattn.maps.rollout import gradient_weighted
+from cvattn.maps.rollout import gradient_weighted, tokens_read
 
 Heats = list[list[np.ndarray]]  # of an image: for each class, each block's (h, w)
 
@@ -57,12 +57,11 @@ def _heat(maps: AttentionMaps, gradients: dict[str, Tensor], block: Block) -> np
         if block.name == ROLLOUT:
             last = list(maps)[-1]
             layout = maps.layout[last]
-            # Tokens that the answer does not read behind the last layer have no gradient there.
-            read = gradients[last].ne(0).any(-1).any(1).float()
+            read = tokens_read(gradients[last])
             read = read / read.sum(-1, keepdim=True).clamp_min(1)
             detached = {name: weights.detach() for name, weights in maps.items()}
             relevance = attention_relevance(detached, gradients)
-            taken = read.to(relevance)[:, None] @ relevance
+            taken = read[:, None] @ relevance
         elif block.name in maps:
             layout = maps.layout[block.name]
             taken = gradient_weighted(maps[block.name].detach(), gradients[block.name])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from cvattn.inference.errors import InferenceError
-from cvattn.models.weight_files import find_weights, name_in_order
+from cvattn.models.weight_files import load_weights, name_in_order
 from cvattn.system import did_you_mean, is_offline
 
 _IMAGENET = 1000  # classes
@@ -88,16 +88,10 @@ def _pretrained(name: str) -> Any:
 
 
 def _of_file(name: str, given: str) -> tuple[Any, str]:
-    from timm.models import load_state_dict
-
     try:
-        path, told = find_weights(given)
+        state, path, told = load_weights(given)
     except ValueError as error:
         raise InferenceError(f"--weights {given}: {error}") from error
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # on damaged files the unpickler raises nearly anything
-        raise InferenceError(f"--weights {given}: not a file of weights ({error})") from error
     network = _made(name, **_classes(name, state))
     expected = network.state_dict()
     try:

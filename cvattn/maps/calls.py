@@ -20,28 +20,23 @@ class GivenWeights(NamedTuple):
     """Weights that a model computes itself.
 
     Attributes:
-        given: the tensor of the pass.
+        output: of the softmax, the tensor that the pass goes on with.
         weights_of: it, or its gradient -> (B, heads, L, S).
         is_self: keys come from the tokens that ask, as far as one can tell.
     """
 
-    given: Tensor
+    output: Tensor
     weights_of: Callable[[Tensor], Tensor]
     is_self: bool = True
 
     @property
-    def output(self) -> Tensor:
-        """Whose gradient that of the weights comes from."""
-        return self.given
-
-    @property
     def sides(self) -> tuple[int, int, int]:
         """(B, L, S)."""
-        batch, _, queries, keys = self.weights_of(self.given).shape
+        batch, _, queries, keys = self.weights_of(self.output).shape
         return batch, queries, keys
 
     def weights(self, rows: Rows = None) -> Tensor:
-        return self._take(self.weights_of(self.given), rows)
+        return self._take(self.weights_of(self.output), rows)
 
     def weights_gradient(self, output_gradient: Tensor, rows: Rows = None) -> Tensor:
         return self._take(self.weights_of(output_gradient), rows)

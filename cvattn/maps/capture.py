@@ -7,14 +7,13 @@ from typing import Any
 from torch import nn
 
 from cvattn.blocks import MapAttention
-from cvattn.core import MultiHeadAttention
 from cvattn.core.copies import running_uncompiled, uncompiled
 from cvattn.core.observed import Observed
 from cvattn.maps.attention_maps import AttentionMaps
 from cvattn.maps.calls import Rows
 from cvattn.maps.foreign import ForeignCalls
 from cvattn.maps.grids import Grid, Layout
-from cvattn.maps.looks import is_timm_attention
+from cvattn.maps.looks import is_ours, is_timm_attention
 from cvattn.maps.recorder import Recorder
 
 
@@ -26,11 +25,8 @@ def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _OURS) or is_timm_attention(module)
+        if is_ours(module) or is_timm_attention(module)
     }
-
-
-_OURS = (MapAttention, MultiHeadAttention)
 
 
 @contextmanager
@@ -87,7 +83,7 @@ def capture_attention(
     foreign = ForeignCalls(model, recorder, softmaxes=softmaxes, detach=detach, grid=grid)
     with ExitStack() as stack:
         stack.callback(foreign.running.close)
-        for block in {module for module in model.modules() if isinstance(module, _OURS)}:
+        for block in filter(is_ours, model.modules()):
             stack.callback(_observe(block, _keeper(block, recorder, foreign)))
         stack.enter_context(foreign.mode)
         with running_uncompiled():

@@ -7,18 +7,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cvattn.blocks import MapAttention
-from cvattn.core import MultiHeadAttention
 from cvattn.core.observed import Observed
 from cvattn.maps.calls import AttentionCalls, GivenWeights, MultiHeadCall
 from cvattn.maps.fast_path import ProjectedTokens, calls_inside, guard
 from cvattn.maps.grids import Grid, Layout, find_layout
 from cvattn.maps.heads import per_head, terms_per_head
-from cvattn.maps.looks import looks_like_attention
+from cvattn.maps.looks import is_ours, looks_like_attention
 from cvattn.maps.running import Frame, RunningModules, in_backward
 from cvattn.maps.windows import InWindows, in_windows
 
-Shown = Observed | GivenWeights | ProjectedTokens | InWindows
+Call = Observed | GivenWeights | ProjectedTokens
+Shown = Call | InWindows
 
 
 class Keeper(Protocol):
@@ -146,12 +145,12 @@ class ForeignCalls:
             held = frame.held if depth else self._held
             held.append(self._prepare(frame.module, seen, inside))
 
-    def _show(self, module: nn.Module, seen: Shown, frames: list[Frame]) -> None:
+    def _show(self, module: nn.Module, seen: Call, frames: list[Frame]) -> None:
         self._shows = True
         self._held.clear()
         self._prepare(module, seen, frames)()
 
-    def _prepare(self, module: nn.Module, seen: Shown, frames: list[Frame]) -> Callable[[], None]:
+    def _prepare(self, module: nn.Module, seen: Call, frames: list[Frame]) -> Callable[[], None]:
         if isinstance(seen, (Observed, GivenWeights)):
             laid = in_windows(seen, frames, self._batch())
             if laid is not None:
@@ -176,8 +175,7 @@ class ForeignCalls:
     def _frames(self) -> list[Frame]:
         """The running modules of the model, innermost last; none inside a block of ours."""
         frames = self._around()
-        ours = any(isinstance(frame.module, (MapAttention, MultiHeadAttention)) for frame in frames)
-        return [] if ours else frames
+        return [] if any(is_ours(frame.module) for frame in frames) else frames
 
     def _around(self) -> list[Frame]:
         """The running modules, innermost last, behind those that the outermost is a part of."""

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from cvattn.maps.answer import Target, capture_answer
 from cvattn.maps.attention_maps import AttentionMaps
 from cvattn.maps.capture import capture_attention
-from cvattn.maps.rollout import attention_relevance, attention_rollout, gradient_weighted
+from cvattn.maps.rollout import (
+    attention_relevance,
+    attention_rollout,
+    gradient_weighted,
+    tokens_read,
+)
 
 Point = tuple[float, float]
 
@@ -121,8 +126,7 @@ def rollout_heat(
         maps, gradients = capture_answer(model, images, target, layers)
         through = attention_relevance(maps, gradients)
         found = _on_grid(maps, strict=True)
-        # Behind the last layer, tokens that the answer does not read have no gradient at all.
-        read = gradients[found[-1]].ne(0).any(-1).any(1).to(through)
+        read = tokens_read(gradients[found[-1]])
     first = found[0]
     if at is not None:
         read = torch.zeros_like(read)

@@ -7,7 +7,15 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import nn
 
+from cvattn.blocks import MapAttention
+from cvattn.core import MultiHeadAttention
+
 _ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Whether it is a block of cvattn, which shows its calls itself."""
+    return isinstance(module, (MapAttention, MultiHeadAttention))
 
 
 def is_timm_attention(module: nn.Module) -> bool:

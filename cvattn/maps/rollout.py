@@ -113,6 +113,17 @@ def _layers(maps: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None) 
         yield _at_least_float32(weights).mean(dim=1)
 
 
+def tokens_read(gradient: Tensor) -> Tensor:
+    """Which tokens an answer reads behind the last layer, (B, N): 1 or 0.
+
+    Of others no weight of that layer has a gradient: behind it they go nowhere.
+
+    Args:
+        gradient: d score / d weights of the last layer, (B, heads, N, N).
+    """
+    return gradient.ne(0).any(-1).any(1).to(torch.promote_types(gradient.dtype, torch.float32))
+
+
 def gradient_weighted(weights: Tensor, gradients: Tensor) -> Tensor:
     """(dA * A)^+, what the answer took through each weight; in float32 at least."""
     return (gradients * _at_least_float32(weights)).clamp_min(0.0)

@@ -43,12 +43,6 @@ class InWindows(NamedTuple):
         return True
 
     @property
-    def sides(self) -> tuple[int, int, int]:
-        """(B, L, S), of the map."""
-        positions = self.grid[0] * self.grid[1]
-        return self._images, positions, positions
-
-    @property
     def layout(self) -> Layout:
         return Layout(self.grid, self.grid)
 

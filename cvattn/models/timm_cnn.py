@@ -10,7 +10,7 @@ from cvattn.blocks import insert_attention
 from cvattn.models.controls import BLOCKS
 from cvattn.models.image_input import check_images
 from cvattn.models.small_images import keep_early_size
-from cvattn.models.weight_files import find_weights, name_in_order
+from cvattn.models.weight_files import load_weights, name_in_order
 from cvattn.system import is_offline
 
 _RUN = "network.cnn."  # before the keys of this network in the checkpoint of a run
@@ -115,16 +115,12 @@ class TimmCNN(nn.Module):
 
     def _of_file(self, given: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
         """What timm has to be told to take a file's weights, those of blocks in it, what it is."""
-        from timm.models import get_pretrained_cfg_value, load_state_dict
+        from timm.models import get_pretrained_cfg_value
 
         try:
-            path, what = find_weights(given)
+            state, path, what = load_weights(given)
         except ValueError as error:
             raise ValueError(f"pretrained={given}: {error}") from error
-        try:
-            state = load_state_dict(str(path), weights_only=True)
-        except Exception as error:  # on damaged files the unpickler raises nearly anything
-            raise ValueError(f"pretrained={given}: not a file of weights ({error})") from error
         if any(key.startswith(_RUN) for key in state):
             state = {k.removeprefix(_RUN): v for k, v in state.items() if k.startswith(_RUN)}
         try:

@@ -13,6 +13,23 @@ _OF_FILES = (*_SUFFIXES, ".ckpt", ".tar", ".bin")  # such a name is a path, no p
 _PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
+def load_weights(given: str) -> tuple[dict[str, Tensor], Path, str]:
+    """The state dict in the file that :func:`find_weights` finds, the file, and what it is.
+
+    Files of state dicts, checkpoints of timm's and safetensors are taken.
+
+    Raises:
+        ValueError: as there; a file of something else.
+    """
+    from timm.models import load_state_dict
+
+    path, what = find_weights(given)
+    try:
+        return load_state_dict(str(path), weights_only=True), path, what
+    except Exception as error:  # on damaged files the unpickler raises nearly anything
+        raise ValueError(f"not a file of weights ({error})") from error
+
+
 def find_weights(given: str) -> tuple[Path, str]:
     """The file of weights at a path, or in the installed package of this name, and what it is.
 
@@ -51,7 +68,7 @@ def find_weights(given: str) -> tuple[Path, str]:
         some = ", ".join(map(str, found[:4])) + (", ..." if len(found) > 4 else "")
         raise ValueError(
             f"the package {what} should list one file of weights ({', '.join(_SUFFIXES)}), and "
-            f"lists {f'{len(found)}: {some}' if found else 'none'}; pretrained=FILE takes a file "
+            f"lists {f'{len(found)}: {some}' if found else 'none'}; name the file itself, "
             "by its path"
         )
     (path,) = found

@@ -7,11 +7,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from cvattn.blocks import MapAttention
 from cvattn.blocks.layer_names import find_layers
 from cvattn.blocks.wrapped import check_changeable, check_initialised, check_unwrapped
-from cvattn.core import MultiHeadAttention
-from cvattn.maps.looks import unseen_attention
+from cvattn.maps.looks import is_ours, unseen_attention
 from cvattn.weights.known_attention import drop_in_maker
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -83,7 +81,7 @@ def _known(model: nn.Module, made: dict[nn.Module, nn.Module]) -> Iterator[tuple
     for name, module in list(model.named_modules()):
         if name and module not in inside and drop_in_maker(module) is not None:
             yield name, module
-        if module in made or isinstance(module, (MapAttention, MultiHeadAttention)):
+        if module in made or is_ours(module):
             inside.update(module.modules())
 
 
@@ -149,7 +147,7 @@ def _check_all_made(
 def _those_that_stay(
     model: nn.Module, made: dict[nn.Module, nn.Module], left: dict[str, str]
 ) -> str:
-    ours = [m for m in model.modules() if isinstance(m, (MapAttention, MultiHeadAttention))]
+    ours = filter(is_ours, model.modules())
     known = [model.get_submodule(name) for name in left]
     unknown = unseen_attention(model, [*made, *ours, *known])
     said = [f"{name} ({reason})" for name, reason in left.items()]

@@ -5,7 +5,7 @@ import torch
 from conditioned import WORDS, Conditioned, Queries
 
 from cvattn import VisionTransformer, capture_attention, explore
-from cvattn.maps import attention_heat
+from cvattn.maps import attention_heat, rollout_heat
 from cvattn.maps.grids import Layout
 
 
@@ -127,8 +127,12 @@ def test_heat_of_the_likeliest_classes(pool):
             for name, heat in zip(names, found, strict=False):
                 want = heats[name][image].mean(0).numpy()
                 assert abs(heat - want).max() <= 1e-4 * want.max()
-            assert found[-1].shape == (7, 5)
-            assert found[-1].max() > found[-1].min() >= 0
+            # A patch is a pixel here, so that nothing is interpolated.
+            target = best[:, place]
+            want = rollout_heat(network, images, target=target)[image].numpy()
+            assert found[-1].shape == want.shape == (7, 5)
+            assert want.max() > want.min() >= 0
+            assert abs(found[-1] - want).max() <= 1e-4 * want.max()
     assert not any(parameter.grad is not None for parameter in network.parameters())
 
 

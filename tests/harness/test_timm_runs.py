@@ -105,7 +105,10 @@ WRONG = [
     ("model.pretrained=true", "model: pretrained=True: the weights of test_resnet .*OFFLINE"),
     ("model.pretrained=gone.pth", r"model: pretrained=gone\.pth: there is no such file"),
     ("model.pretrained=no-such-weights", "no-such-weights: there is no such file, and no install"),
-    ("model.pretrained=hydra-core", "hydra-core: the package hydra-core .* and lists none; pretra"),
+    (
+        "model.pretrained=hydra-core",
+        "hydra-core: the package hydra-core .* and lists none; name the file",
+    ),
     ("model.attention.after=layer5", "model: ResNet has no layer 'layer5'; did you mean layer4"),
     ("model.attention=layer3", r"model\.attention='layer3': expected"),
     ("model.small_images=yess", r"model\.small_images='yess': expected bool"),

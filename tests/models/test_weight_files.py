@@ -167,11 +167,11 @@ LOST = {
     "none": ({"some_weights/a.txt": b""}, "some-weights 1.2 should list one .*, and lists none"),
     "several": (
         {"some_weights/a.pth": b"", "some_weights/b/c.safetensors": b""},
-        r"one file of weights \(.*\), and lists 2: .*some_weights/a\.pth, .*/b/c\.safetensors; pre",
+        r"one file of weights \(.*\), and lists 2: .*some_weights/a\.pth, .*/b/c\.safetensors; nam",
     ),
     "many": (
         {f"some_weights/{n}.pt": b"" for n in range(7)},
-        r"lists 7: .*/3\.pt, \.\.\.; pretrai",
+        r"lists 7: .*/3\.pt, \.\.\.; name the file",
     ),
     "damaged": ({"some_weights/a.pth": b"?"}, "pretrained=some-weights: not a file of weights"),
 }
@@ -212,7 +212,7 @@ def test_a_package_without_a_list_of_files(package):
     module = package({"some_weights/a.pth": b""})
     (module.parent / "some_weights-1.2.dist-info" / "RECORD").unlink()
     assert metadata.distribution(PACKAGE).files is None
-    with pytest.raises(ValueError, match="and lists none; pretrained=FILE takes a file"):
+    with pytest.raises(ValueError, match="and lists none; name the file itself"):
         find_weights(PACKAGE)
 
 

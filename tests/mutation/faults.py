@@ -403,7 +403,7 @@ FAULTS = (
         "maps/fast_path.py",
         "return None if module.training or with_gradients else",
         "return None if True else",
-        (ANY + "test_torch_modules_fused_and_not[even-post-none]",),
+        ("maps/test_torch_modules.py::test_torch_modules_fused_and_not[even-post-none]",),
     ),
     Fault(
         "height and width of others' maps swapped",

@@ -153,7 +153,7 @@ CASES = {
         "SelfAttention2d(128)",
         "bfloat16",
         SMALL_MAP,
-        "112,128,16,16",
+        "160,128,16,16",
         "training",
     ),
     "released form": (

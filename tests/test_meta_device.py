@@ -49,7 +49,7 @@ from cvattn.core.residual import DropPath, LayerScale
 from cvattn.core.rotary import RotaryTable
 from cvattn.models import Reader, SAGANClassifier, TimmCNN, Transformer, VisionTransformer
 from cvattn.models.attention_pool import AttentionPool
-from cvattn.models.controls import ConvolutionControl
+from cvattn.models.controls import ConvolutionControl, WideConvolution
 from cvattn.models.image_tokens import ImageTokens
 from cvattn.models.token_decoder import TokenDecoder
 from cvattn.models.whitening import PatchWhitening
@@ -127,7 +127,8 @@ CASES = {
     LearnedGridPositions: ([{}], (24, (1, 7)), (TOKENS, {"grid": (1, 7)})),
     AttentionPool: ([{}, {"norm": "rms"}], (24, 3, 40), (TOKENS,)),
     RelativeGridBias: ([{}], (3, (5, 7)), ((5, 7),)),
-    ConvolutionControl: ([{}], (24,), (MAP,)),
+    ConvolutionControl: ([{"positions": 35}], (24,), (MAP,)),
+    WideConvolution: ([{"positions": 35, "dilation": 2}], (24,), (MAP,)),
     PatchWhitening: ([{}], (24,), (MAP,)),
     SAGANClassifier: (
         [
@@ -174,10 +175,7 @@ ABSTRACT = {
 def _cases():
     for kind, (options, args, inputs) in CASES.items():
         for number, each in enumerate(options):
-            more = {"positions": 35} if kind is ConvolutionControl else {}
-            yield pytest.param(
-                partial(kind, *args, **each, **more), inputs, id=f"{kind.__name__}-{number}"
-            )
+            yield pytest.param(partial(kind, *args, **each), inputs, id=f"{kind.__name__}-{number}")
     presets = {
         "biggan": SelfAttention2d.biggan,
         "biggan plain": partial(SelfAttention2d.biggan, spectral_norm=False),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvattn.blocks import SelfAttention2d
+from cvattn.core.initial_values import reset_with
 
 
 def frozen_attention(channels: int) -> SelfAttention2d:
@@ -66,3 +67,51 @@ class ConvolutionControl(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.gamma * self.second(F.gelu(self.first(x)))
+
+
+class WideConvolution(nn.Module):
+    """``y = x + out(GELU(wide(norm(x))))``: a far look without attention; ``out`` starts at zero.
+
+    ``norm`` is a group norm, ``wide`` a dilated square filter, ``out`` a 1x1 convolution. The
+    channels between the two are as many as give the multiplications of the form of U-Nets
+    (:meth:`SelfAttention2d.unet <cvattn.SelfAttention2d.unet>`) on a map of that many positions,
+    to the nearest channel. That form also costs a softmax, which is not counted.
+
+    Where a convolution of 3x3 lacks context, this is the control that an attention block has to
+    beat: in segmentation a dilated head brings most of what a non-local block does
+    (mmsegmentation's tables of FCN, dilated FCN and NonLocal Net).
+
+    Args:
+        channels: channels C of the map.
+        positions: H * W of the maps it will see.
+        kernel_size: side of the filter; odd, so that the map keeps its size.
+        dilation: steps between its taps: it reaches ``dilation * (kernel_size // 2)`` positions.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(
+        self, channels: int, *, positions: int, kernel_size: int = 7, dilation: int = 1
+    ) -> None:
+        super().__init__()
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} must be odd: the map keeps its size")
+        # For each position: q, k, v and the output; a score and a weighted value for every key.
+        attention = channels * (4 * channels + 2 * positions)
+        hidden = max(1, round(attention / (channels * (kernel_size**2 + 1))))
+        self.norm = nn.GroupNorm(math.gcd(channels, 32), channels)
+        reach = dilation * (kernel_size // 2)
+        self.wide = nn.Conv2d(channels, hidden, kernel_size, padding=reach, dilation=dilation)
+        self.out = nn.Conv2d(hidden, channels, 1)
+        reset_with(self.out, _fill_zeros)
+        _fill_zeros(self.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(F.gelu(self.wide(self.norm(x))))
+
+
+def _fill_zeros(layer: nn.Conv2d) -> None:
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

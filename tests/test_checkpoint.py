@@ -58,6 +58,18 @@ SMALL = {
         "small_images": True,
         "attention": {"after": "layer2", "block": "pooled"},
     },
+    "UNet": {
+        "out_channels": 5,
+        "image_size": [24, 40],
+        "classes": 3,
+        "patch_size": 2,
+        "width": 6,
+        "multipliers": [1, 3],
+        "blocks": 2,
+        "attention": "window",
+        "attention_at": [1],
+        "dropout": 0.1,
+    },
     "Transformer": {
         "source_vocab": 19,
         "target_vocab": 23,
@@ -86,7 +98,10 @@ def inputs(name):
     if name == "Reader":
         images, widths = torch.randn(2, 3, 32, 40), torch.tensor([40, 17])
         return images, widths, torch.randint(1, 23, (2, 5))
-    return (torch.randn(2, 3, 24, 40),)
+    images = torch.randn(2, 3, 24, 40)
+    if name == "UNet":
+        return images, torch.rand(2), torch.tensor([3, 1])
+    return (images,)
 
 
 @pytest.fixture

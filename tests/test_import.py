@@ -21,7 +21,7 @@ PUBLIC = {
     "cvattn.blocks": "AxialAttention2d AxisAttention2d CrissCrossAttention2d CrossAttention2d "
     "MapAttention NeighborhoodAttention2d SelfAttention1d SelfAttention2d SelfAttention3d "
     "WindowAttention2d insert_attention remove_attention split_parameters",
-    "cvattn.models": "Reader SAGANClassifier TimmCNN Transformer VisionTransformer",
+    "cvattn.models": "Reader SAGANClassifier TimmCNN Transformer UNet VisionTransformer",
     "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_heat "
     "attention_modules attention_relevance attention_rollout capture_attention heat_on_image "
     "overlay rollout_heat",

@@ -47,17 +47,19 @@ from cvattn.core.positions import LearnedGridPositions, SinusoidalPositions
 from cvattn.core.relative_bias import RelativeGridBias
 from cvattn.core.residual import DropPath, LayerScale
 from cvattn.core.rotary import RotaryTable
-from cvattn.models import Reader, SAGANClassifier, TimmCNN, Transformer, VisionTransformer
+from cvattn.models import Reader, SAGANClassifier, TimmCNN, Transformer, UNet, VisionTransformer
 from cvattn.models.attention_pool import AttentionPool
 from cvattn.models.controls import ConvolutionControl, WideConvolution
 from cvattn.models.image_tokens import ImageTokens
 from cvattn.models.token_decoder import TokenDecoder
+from cvattn.models.unet_layers import ResidualBlock, TimeEmbedding, UNetStage
 from cvattn.models.whitening import PatchWhitening
 
 TOKENS = torch.randn(2, 7, 24)
 MAP = torch.randn(2, 24, 5, 7)
 IMAGES = torch.randn(2, 3, 32, 32)
 IDS = torch.tensor([[3, 5, 2, 0], [4, 1, 6, 7]])
+TIMES, LABELS = torch.tensor([0.3, 0.9]), torch.tensor([4, 1])
 LINES = (torch.randn(2, 1, 32, 90), torch.tensor([90, 61]), IDS)
 VIT = {"embed_dim": 24, "num_heads": 3, "ffn_dim": 40, "num_layers": 2, "patch_size": 8}
 SEQ = {"embed_dim": 24, "num_heads": 3, "ffn_dim": 40}
@@ -155,6 +157,17 @@ CASES = {
     ),
     Transformer: ([SEQ, SEQ | {"norm_first": False}], (11, 12), (IDS, IDS)),
     Reader: ([SEQ, SEQ | {"tied": True}, SEQ | {"positions": "counted"}], (12,), LINES),
+    TimeEmbedding: ([{}], (5, 24), (TIMES, torch.float32)),
+    ResidualBlock: ([{"embed_dim": 7}], (24, 12), (MAP, TOKENS[:, 0, :7])),
+    UNetStage: ([{"size": (5, 7), "attention": "unet"}], (24, 12), (MAP,)),
+    UNet: (
+        [
+            {"classes": 4, "attention": attention}
+            for attention in ("unet", "common", "window", "none", "frozen", "convolution")
+        ],
+        (),
+        (IMAGES, TIMES, LABELS),
+    ),
     TimmCNN: (
         [{}, {"attention": {"after": "blocks.2", "block": "biggan"}, "small_images": True}],
         ("lcnet_035", 5),

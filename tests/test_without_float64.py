@@ -18,7 +18,7 @@ from cvattn.maps import (
     attention_rollout,
     capture_attention,
 )
-from cvattn.models import SAGANClassifier, Transformer, VisionTransformer
+from cvattn.models import SAGANClassifier, Transformer, UNet, VisionTransformer
 from cvattn.testing import check_attention, slow_attention
 
 
@@ -94,6 +94,16 @@ def test_a_transformer(poor_device):
     model = Transformer(13, 11, **SIZES).to(poor_device)
     source = torch.zeros(1, 520, dtype=torch.long, device=poor_device)
     assert model(source, source).shape == (1, 520, 11)  # longer than the table
+
+
+def test_a_unet_under_times_and_labels(poor_device):
+    model = UNet(2, width=4, classes=3).to(poor_device)
+    images, times = (
+        torch.empty(2, 2, 32, 32, device=poor_device),
+        torch.empty(2, device=poor_device),
+    )
+    labels = torch.zeros(2, dtype=torch.long, device=poor_device)
+    assert model(images, times, labels).shape == images.shape
 
 
 def test_the_numbers_in_float32_are_near_those_in_float64(monkeypatch):

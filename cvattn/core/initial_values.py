@@ -23,6 +23,12 @@ def reset_with(layer: Layer, fill: Callable[[Layer], None]) -> None:
     vars(layer)["reset_parameters"] = partial(fill, layer)
 
 
+def start_at_zero(layer: nn.Module) -> None:
+    """Let all parameters of one of torch's layers be 0, now and when it resets itself."""
+    reset_with(layer, _fill_zeros)
+    _fill_zeros(layer)
+
+
 def replace_values(parameter: nn.Parameter, values: Tensor) -> None:
     """Give a parameter values of another shape; it stays the object that optimisers hold."""
     parameter.data = values
@@ -74,3 +80,8 @@ class ComputedTable(nn.Module):
         table = self._buffers.get(self._table_name)
         if table is not None and table.is_meta and local_metadata["assign_to_params_buffers"]:
             self._buffers[self._table_name] = self._computed()
+
+
+def _fill_zeros(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

@@ -7,6 +7,7 @@ on the number of processes, on where a run was resumed. Here the number for an i
 int64 arithmetic that torch has on every device.
 """
 
+import math
 from enum import IntEnum
 
 import torch
@@ -38,6 +39,8 @@ class Stream(IntEnum):
     SCAN = 32
     GAP = 33
     NOISE = 34
+    RADIUS = 40
+    ANGLE = 41
 
 
 def bits(seed: int, epoch: int, index: Tensor, stream: Stream) -> Tensor:
@@ -59,6 +62,12 @@ def integers(seed: int, epoch: int, index: Tensor, stream: Stream, *, high: int)
     Multiply and shift instead of a remainder; the bias is below ``high`` / 2^32.
     """
     return (_shift_right(bits(seed, epoch, index, stream), 32) * high) >> 32
+
+
+def normal(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """float64 from a standard normal for each entry of ``index`` (Box and Muller, 1958)."""
+    radius = (-2.0 * torch.log1p(-uniform(seed, epoch, index, Stream.RADIUS))).sqrt()
+    return radius * torch.cos(2.0 * math.pi * uniform(seed, epoch, index, Stream.ANGLE))
 
 
 def permutation(seed: int, epoch: int, size: int, stream: Stream = Stream.ORDER) -> Tensor:

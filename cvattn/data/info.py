@@ -99,6 +99,7 @@ class DataInfo(Facts):
     def fills(self) -> dict[str, Any]:
         return {
             "num_classes": len(self.classes),
+            "classes": len(self.classes),  # that a network is told
             "in_channels": self.channels,
             "image_size": list(self.image_size),
         }

@@ -17,6 +17,7 @@ from cvattn.harness.fit import fit
 from cvattn.harness.job import run_job
 from cvattn.harness.reporting.console import plain_errors
 from cvattn.harness.reporting.csv_log import CSVLog
+from cvattn.harness.reporting.sample_pictures import SampleGrid
 from cvattn.harness.reporting.sweep_table import SweepTable
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "CSVLog",
     "ConfigError",
     "LastCheckpoint",
+    "SampleGrid",
     "SweepTable",
     "TrainingStopped",
     "check_command_line",

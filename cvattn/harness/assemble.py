@@ -2,6 +2,8 @@
 
 import copy
 import importlib.util
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +16,7 @@ from torch import nn
 from cvattn import checkpoint
 from cvattn.cost import count_macs
 from cvattn.data import DataModule, Facts
+from cvattn.harness.config.checks import resolve_target
 from cvattn.harness.config.decisions import Decision, decide
 from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.config.resolve import build, resolve
@@ -44,6 +47,7 @@ class Run:
         finished: all of its training is behind it; what is left is to test, draw and report.
         notes: what was decided for the user, for the panel.
         commits: of the code; those that a continued run ran on before come first.
+        told: what the data told the task.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Run:
     notes: list[str]
     overrides: list[str]
     commits: list[str | None]
+    told: dict[str, Any]
 
     def macs_at(self, size: tuple[int, ...]) -> int:
         """For one sample of that size."""
@@ -69,7 +74,7 @@ class Run:
         resample = getattr(network, "resample", None)
         if callable(resample):
             resample(size)
-        return count_macs(network, *self.info.zeros(size))
+        return count_macs(network, *self.task.call_arguments(*self.info.zeros(size)))
 
 
 def assemble(cfg: DictConfig) -> Run:
@@ -88,21 +93,22 @@ def assemble(cfg: DictConfig) -> Run:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     _check_trackers(cfg)
     network = build(cfg.model, "model")
-    task = build(cfg.task, "task", network=network, **data.for_task)
+    told = _told(cfg, data, start.given)
+    task = build(cfg.task, "task", network=network, **told)
     try:
         task.make_optimizer()
     except (ValueError, TypeError) as error:
         raise ConfigError(f"recipe.optimizer: {error}") from error
     info = _load(data)
     if saved is not None:
-        told = [text for text in start.given if text.startswith("data.")]
-        saved.check_same_data(info, resized=any(not o.startswith("data.root") for o in told))
+        changes = [text for text in start.given if text.startswith("data.")]
+        saved.check_same_data(info, resized=any(not o.startswith("data.root") for o in changes))
     if cfg.task.get("channels_last"):
         network = network.to(memory_format=torch.channels_last)
     if saved is None:
         notes += _begin(network, data)
-    macs = count_macs(network, *info.zeros(info.size))
-    precision = _precision(cfg, network, info)
+    macs = count_macs(network, *task.call_arguments(*info.zeros(info.size)))
+    precision = _precision(cfg, task, info)
     cfg.trainer.precision = precision.choice
     resolved = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     if saved is not None:
@@ -134,6 +140,7 @@ def assemble(cfg: DictConfig) -> Run:
         notes=notes,
         overrides=start.overrides,
         commits=start.commits,
+        told=told,
     )
 
 
@@ -153,6 +160,16 @@ def _begin(network: Any, data: DataModule) -> list[str]:
     if hasattr(network, "fit_to_images"):
         network.fit_to_images(*data.example_inputs(_IMAGES_TO_FIT, split="train"))
     return notes
+
+
+def _told(cfg: DictConfig, data: DataModule, given: Sequence[str]) -> dict[str, Any]:
+    """What the data tells the task, of what this task can use."""
+    cls = resolve_target("task", cfg.task._target_)
+    takes = inspect.signature(cls).parameters
+    for key in data.for_task:
+        if key not in takes and any(text.startswith(f"data.{key}=") for text in given):
+            raise ConfigError(f"data.{key}: {cls.__name__} has no use for it; leave it out")
+    return {key: value for key, value in data.for_task.items() if key in takes}
 
 
 def _check_trackers(cfg: DictConfig) -> None:
@@ -176,7 +193,7 @@ def _load(data: DataModule) -> Facts:
     return data.describe()
 
 
-def _precision(cfg: DictConfig, network: nn.Module, info: Facts) -> Decision:
+def _precision(cfg: DictConfig, task: NetworkTask, info: Facts) -> Decision:
     if cfg.trainer.precision != "auto":
         return Decision(str(cfg.trainer.precision), "as configured")
     cuda = cfg.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
@@ -189,6 +206,8 @@ def _precision(cfg: DictConfig, network: nn.Module, info: Facts) -> Decision:
     return decide(
         f"precision in {cfg.run_dir}",
         lambda: probe_precision(
-            network, *inputs, channels_last=bool(cfg.task.get("channels_last"))
+            task.network,
+            *task.call_arguments(*inputs),
+            channels_last=bool(cfg.task.get("channels_last")),
         ),
     )

@@ -1,15 +1,16 @@
 """What happens beside the training steps: random state, clear ends, a look at the attention."""
 
 import hashlib
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cvattn.blocks import MapAttention
 from cvattn.harness.config.errors import TrainingStopped
 from cvattn.maps import attention_entropy, attention_modules, capture_attention
+from cvattn.tasks import NetworkTask
 
 
 class ReseedEachBatch(pl.Callback):
@@ -108,8 +109,12 @@ class AttentionMonitor(pl.Callback):
         self.num_images = num_images
         self._inputs: tuple[Tensor, ...] | None = None
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        network = cast(nn.Module, pl_module.network)
+    def on_validation_epoch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: NetworkTask,  # type: ignore[override]
+    ) -> None:
+        network = pl_module.network
         blocks = attention_modules(network)
         if trainer.sanity_checking or not blocks:
             return
@@ -121,9 +126,10 @@ class AttentionMonitor(pl.Callback):
         if self._inputs is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             self._inputs = data.example_inputs(self.num_images)
-        inputs = (trainer.precision_plugin.convert_input(given) for given in self._inputs)
+        given = (trainer.precision_plugin.convert_input(each) for each in self._inputs)
+        inputs = pl_module.call_arguments(*(each.to(pl_module.device) for each in given))
         with torch.no_grad(), capture_attention(network) as maps:
-            network(*(given.to(pl_module.device) for given in inputs))
+            network(*inputs)
         for name, weights in maps.items():
             values[f"entropy/{name}"] = attention_entropy(weights).mean().float()
         # Every process computes the same values from the same images.

@@ -31,6 +31,7 @@ from cvattn.harness.reporting.summary import write_summary
 from cvattn.harness.run_state import RunState
 from cvattn.harness.stopping import Stopping, stoppable
 from cvattn.system.files import remove_leftovers
+from cvattn.tasks import Criterion
 
 
 def fit(cfg: DictConfig) -> float:
@@ -40,7 +41,8 @@ def fit(cfg: DictConfig) -> float:
         cfg: as composed from ``conf/``, with ``run_dir`` set.
 
     Returns:
-        The best validation accuracy (0 to 1), which is what sweeps maximise.
+        What sweeps maximise: the best validation accuracy (0 to 1), or what else the task is judged
+        by (:attr:`cvattn.tasks.NetworkTask.criterion`), negative where less is better.
 
     Raises:
         ConfigError: before any data is loaded, or because the data cannot be read.
@@ -57,7 +59,7 @@ def fit(cfg: DictConfig) -> float:
             if cfg.get("resume") != "auto":
                 raise
             plain_console().print(f"Nothing to do: {done}", soft_wrap=True)
-            return _number(done.summary["best_val_accuracy"])
+            return _number(done.summary.get("score"))
 
 
 def _carry_out(run: Run, stopping: Stopping) -> float:
@@ -97,7 +99,9 @@ def _carry_out(run: Run, stopping: Stopping) -> float:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # else it is open until the process ends, across a sweep
-    best = _best(trainer, metrics)
+    criterion = run.task.criterion
+    best = _best(trainer, metrics, criterion)
+    score = criterion.score(best)
     if trainer.is_global_zero:
         run.network.float()  # a precision of "true" has converted it; what follows is in float32
         average = averaged(trainer.callbacks)  # type: ignore[attr-defined]
@@ -108,9 +112,10 @@ def _carry_out(run: Run, stopping: Stopping) -> float:
             **facts,
             "weights": "averaged" if average is not None and average.begun else "trained",
             "val": _part(metrics, "val/"),
-            "best_val_accuracy": best,
+            "criterion": criterion._asdict() | {"best": best},
+            "score": score,
             "test": _part(tested, "test/"),
-            **run.data.for_task,
+            **run.told,
             **({"further_tests": further} if further else {}),
             "gamma": _part(metrics, "gamma/"),
             "parameters": count_parameters(run.network),
@@ -120,7 +125,7 @@ def _carry_out(run: Run, stopping: Stopping) -> float:
         }
         write_summary(run.folder / "summary.json", summary)
         panels.show_end(console, summary, run)
-    return best
+    return score
 
 
 def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -147,13 +152,13 @@ def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
     )
 
 
-def _best(trainer: pl.Trainer, metrics: dict[str, Any]) -> float:
+def _best(trainer: pl.Trainer, metrics: dict[str, Any], criterion: Criterion) -> float:
     best = [
         callback.best_model_score
         for callback in trainer.checkpoint_callbacks
-        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/accuracy"
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == criterion.metric
     ]
-    known = [score for score in (*best, metrics.get("val/accuracy")) if score is not None]
+    known = [value for value in (*best, metrics.get(criterion.metric)) if value is not None]
     return _number(next(iter(known), None))
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cvattn.blocks import SelfAttention2d
-from cvattn.core.initial_values import reset_with
+from cvattn.blocks import SelfAttention2d, WindowAttention2d
+from cvattn.core.initial_values import start_at_zero
 
 
 def frozen_attention(channels: int) -> SelfAttention2d:
@@ -22,9 +22,22 @@ def frozen_attention(channels: int) -> SelfAttention2d:
 
 def unet_attention(channels: int) -> SelfAttention2d:
     """The form of U-Nets with at most 32 groups and heads of at most 64 channels."""
-    return SelfAttention2d.unet(
-        channels, groups=math.gcd(channels, 32), head_dim=math.gcd(channels, 64)
-    )
+    return SelfAttention2d.unet(channels, **_unet_sizes(channels))
+
+
+def frozen_unet_attention(channels: int) -> SelfAttention2d:
+    """The form of U-Nets whose output projection stays 0: its cost without its effect."""
+    block = unet_attention(channels)
+    assert block.proj is not None
+    block.proj.requires_grad_(False)
+    return block
+
+
+def unet_window_attention(
+    channels: int, *, window: int, shift: tuple[int, int]
+) -> WindowAttention2d:
+    """:func:`unet_attention` inside windows."""
+    return WindowAttention2d.unet(channels, window=window, shift=shift, **_unet_sizes(channels))
 
 
 # Name -> channels -> block.
@@ -104,14 +117,11 @@ class WideConvolution(nn.Module):
         reach = dilation * (kernel_size // 2)
         self.wide = nn.Conv2d(channels, hidden, kernel_size, padding=reach, dilation=dilation)
         self.out = nn.Conv2d(hidden, channels, 1)
-        reset_with(self.out, _fill_zeros)
-        _fill_zeros(self.out)
+        start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.out(F.gelu(self.wide(self.norm(x))))
 
 
-def _fill_zeros(layer: nn.Conv2d) -> None:
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def _unet_sizes(channels: int) -> dict[str, int]:
+    return {"groups": math.gcd(channels, 32), "head_dim": math.gcd(channels, 64)}

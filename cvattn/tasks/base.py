@@ -1,7 +1,7 @@
 """What every task does: optimiser, schedule, and means over an epoch."""
 
 import math
-from typing import Any, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +19,22 @@ from cvattn.tasks.optimisation import (
 )
 
 
+class Criterion(NamedTuple):
+    """What says which weights of a run are best: a metric of the validation, and its direction.
+
+    Attributes:
+        metric: as it is logged, "val/accuracy" say.
+        mode: "max" or "min".
+    """
+
+    metric: str
+    mode: Literal["max", "min"]
+
+    def score(self, value: float) -> float:
+        """The value where more is better, its negative where less is: what a search maximises."""
+        return value if self.mode == "max" else -value
+
+
 class NetworkTask(pl.LightningModule):
     """Base of the tasks.
 
@@ -30,7 +46,10 @@ class NetworkTask(pl.LightningModule):
 
     Attributes:
         size: of a sample of the last batch that was trained on, padding included.
+        criterion: what the best checkpoint, early stopping and sweeps go by.
     """
+
+    criterion: ClassVar[Criterion] = Criterion("val/accuracy", "max")
 
     def __init__(
         self,
@@ -58,6 +77,10 @@ class NetworkTask(pl.LightningModule):
     def shown(self) -> dict[str, str]:
         """The metrics that a run ends with, and what people call them."""
         raise NotImplementedError
+
+    def call_arguments(self, *given: Tensor) -> tuple[Tensor, ...]:
+        """What the network is called with where the data has ``given``: for counts and pictures."""
+        return given
 
     def log_epoch(self, name: str, value: Tensor | Metric, count: int) -> None:
         """Log the mean over the epoch, where this batch has ``count`` of what is averaged.

@@ -1,29 +1,75 @@
-"""Run in a process of its own: builds sys.argv[1], prints the peak bytes of one pass.
+"""Peak bytes of one pass of a module in a process of its own.
 
-Arguments: module, dtype, sizes of the small input and of the input, "forward" or "training",
-whether the input needs a gradient. The pass is made once on the small input first, so that the
-libraries are there.
+The pass is made once on a small input first, so that the libraries are there. The processes come
+from a fork server that has imported everything and used none of it: imports are not measured.
 """
 
 import ctypes
 import gc
-import sys
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 
 import cvattn
 
-module_text, dtype_text, small, sizes, mode, wants = sys.argv[1:]
 STATUS = Path("/proc/self/status")
 
 
-def field(name):
+def measured_peak(module, dtype, small, sizes, mode, wants):
+    """Build ``module``, return what a pass on ``sizes`` adds at most to a process.
+
+    Args:
+        module: a call of a class of cvattn, as text.
+        small, sizes: of the first input and of the one that is measured, "1,3,32,32".
+        mode: "forward" or "training".
+        wants: whether the input needs a gradient.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
+    # Freed blocks go back at once: else glibc keeps some, more or less of them by chance.
+    before = os.environ.get("MALLOC_MMAP_THRESHOLD_")
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    try:
+        with ProcessPoolExecutor(1, mp_context=server) as pool:
+            return pool.submit(_measure, module, dtype, small, sizes, mode, wants).result(120)
+    finally:
+        os.environ.pop("MALLOC_MMAP_THRESHOLD_")
+        if before is not None:
+            os.environ["MALLOC_MMAP_THRESHOLD_"] = before
+
+
+def _measure(module_text, dtype_text, small, sizes, mode, wants):
+    assert os.environ["MALLOC_MMAP_THRESHOLD_"] == "65536"
+    torch.set_num_threads(2)
+    dtype = getattr(torch, dtype_text)
+    module = eval(module_text, vars(cvattn)).to(dtype)
+    first, x = (
+        torch.zeros([int(n) for n in text.split(",")], dtype=dtype).requires_grad_(wants)
+        for text in (small, sizes)
+    )
+    with torch.no_grad():
+        x.add_(0.25)  # zeros that were never written take no memory
+    _one_pass(module, first, mode)
+    module.zero_grad()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _field("VmRSS")
+    kept = _one_pass(module, x, mode)
+    peak = _field("VmHWM") - before
+    del kept
+    return peak
+
+
+def _field(name):
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
 
-def one_pass(module, x):
+def _one_pass(module, x, mode):
     if mode == "training":
         output = module.train()(x)
         output.sum().backward()
@@ -31,22 +77,3 @@ def one_pass(module, x):
         with torch.no_grad():
             output = module.eval()(x)
     return output
-
-
-torch.set_num_threads(2)
-dtype = getattr(torch, dtype_text)
-module = eval(module_text, vars(cvattn)).to(dtype)
-first, x = (
-    torch.zeros([int(n) for n in text.split(",")], dtype=dtype).requires_grad_(wants == "True")
-    for text in (small, sizes)
-)
-with torch.no_grad():
-    x.add_(0.25)  # zeros that were never written take no memory
-one_pass(module, first)
-module.zero_grad()
-gc.collect()
-ctypes.CDLL("libc.so.6").malloc_trim(0)
-Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-before = field("VmRSS")
-kept = one_pass(module, x)
-print(field("VmHWM") - before)

@@ -52,22 +52,25 @@ def test_what_is_for_several_runs_is_a_multirun(package, arguments):
     assert check_command_line(arguments, CONF) == [*arguments, "--multirun"]
 
 
-def test_the_table_has_what_differs_and_the_best_first(tmp_path):
+@pytest.mark.parametrize(("mode", "seeds"), [("max", ["2", "3", "1"]), ("min", ["1", "3", "2"])])
+def test_the_table_has_what_differs_and_the_best_first(tmp_path, mode, seeds):
     for number, (seed, accuracy) in enumerate([(1, 0.5), (2, 0.75), (3, 0.625)]):
         folder = tmp_path / f"{number}_sagan_digits"
         folder.mkdir()
         summary = {
             "overrides": ["data=digits", f"seed={seed}"],
-            "best_val_accuracy": accuracy,
+            "criterion": {"metric": "val/accuracy", "mode": mode, "best": accuracy},
+            "score": accuracy if mode == "max" else -accuracy,
             "minutes": 1.5,
             "pflop": 0.25,
         }
         (folder / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "3_sagan_digits").mkdir()  # one that did not finish
     rows = sweep_rows(tmp_path)
-    assert [row["seed"] for row in rows] == ["2", "3", "1"]
+    assert [row["seed"] for row in rows] == seeds
     assert list(rows[0]) == ["run", "seed", "validation", "minutes", "PFLOP"]
-    assert list(rows[0].values()) == ["1_sagan_digits", "2", "0.7500", "1.5", "0.2500"]
+    best = ["1_sagan_digits", "2", "0.7500"] if mode == "max" else ["0_sagan_digits", "1", "0.5000"]
+    assert list(rows[0].values()) == [*best, "1.5", "0.2500"]
     assert sweep_rows(tmp_path / "nowhere") == []
 
 
@@ -77,7 +80,8 @@ def test_lists_are_shown_as_they_were_given(tmp_path, capsys):
         folder.mkdir()
         summary = {
             "overrides": [f"callbacks={names}"],
-            "best_val_accuracy": 0.5,
+            "criterion": {"metric": "val/accuracy", "mode": "max", "best": 0.5},
+            "score": 0.5,
             "minutes": 1.5,
             "pflop": 0.25,
         }

@@ -10,7 +10,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from cvattn.data import DataModule, Facts
-from cvattn.harness.config.checks import check_config
+from cvattn.harness.config.checks import check_config, resolve_target
 from cvattn.harness.config.composition import parse
 from cvattn.harness.config.decisions import decide_data
 from cvattn.harness.config.errors import ConfigError
@@ -23,7 +23,10 @@ _COUNTED = {
     "num_classes": "classes",
     "source_vocab": "tokens in its sources",
     "target_vocab": "tokens in its answers",
+    "classes": "classes",
 }
+# What else than the data's value a key may have: a network that is told no class.
+_NONE = {"classes": 0}
 
 
 def resolve_data(cfg: DictConfig) -> str:
@@ -71,12 +74,31 @@ def resolve_model(cfg: DictConfig, info: Facts) -> None:
     for name in ("model", "task"):
         for key in set(resolved[name]) & set(known):
             given = resolved[name][key]
-            if given != known[key]:
+            if given not in (known[key], _NONE.get(key, known[key])):
                 what = f"{known[key]} {_COUNTED[key]}" if key in _COUNTED else f"{known[key]}"
                 raise ConfigError(
                     f"{name}.{key}={given}, but {info.name} has {what}; leave {name}.{key}= out, "
                     "it is for the data to say"
                 )
+
+
+def resolve_callbacks(cfg: DictConfig) -> None:
+    """Fill the values that only the task knows: what a run is judged by."""
+    task = resolve_target("task", cfg.task._target_)
+    known = dict(zip(("monitor", "mode"), task.criterion, strict=True))
+    for name, node in (cfg.get("callbacks") or {}).items():
+        cls = resolve_target(f"callbacks.{name}", node._target_)
+        needed = getattr(cls, "needs_task", task)
+        if not issubclass(task, needed):
+            raise ConfigError(
+                f"callbacks.{name}: {cls.__name__} is for a {needed.__name__}, the task is a "
+                f"{task.__name__}; leave it out"
+            )
+        for key in node:
+            if OmegaConf.is_missing(node, key):
+                if key not in known:
+                    raise ConfigError(f"callbacks.{name}.{key} has no value")
+                node[key] = known[key]
 
 
 def resolve_paths(cfg: DictConfig) -> None:
@@ -119,6 +141,7 @@ def resolve(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DataModule, list
     if cfg.data.get("train_on_val"):
         notes.append("the validation images are trained on: their accuracy says nothing")
     resolve_model(cfg, info)
+    resolve_callbacks(cfg)
     check_config(cfg)
     check_trainer(cfg)
     for key, node in (cfg.get("callbacks") or {}).items():

@@ -12,7 +12,9 @@ from cvattn.cost import count_parameters
 from cvattn.harness.assemble import Run
 from cvattn.harness.config.paths import continue_command, short
 from cvattn.harness.provenance import machine, versions
+from cvattn.harness.reporting.summary import figure
 from cvattn.maps import attention_modules
+from cvattn.tasks import FlowTask
 
 # Commands that take a network, by what it was trained on; {} is its checkpoint.
 _NEXT = {
@@ -55,7 +57,7 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
     cells = {}
     for metric, name in run.task.shown.items():
         part, _, key = metric.partition("/")
-        cells[name] = _percent(summary[part].get(key))
+        cells[name] = figure(metric, summary[part].get(key))
     cells |= {
         "minutes": f"{summary['minutes']:.1f}",
         f"{unit}s/s": f"{summary[f'{unit}s_per_second']:,.0f}",
@@ -70,7 +72,7 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
     console.print(table)
     for title, found in summary.get("further_tests", {}).items():
         shown = {
-            name.removeprefix("test "): _percent(found.get(metric.removeprefix("test/")))
+            name.removeprefix("test "): figure(metric, found.get(metric.removeprefix("test/")))
             for metric, name in run.task.shown.items()
             if metric.startswith("test/")
         }
@@ -87,7 +89,7 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
         looks = bool(attention_modules(run.network))
         commands = [
             f"python -m cvattn {command.format(path)}"
-            for command in _NEXT.get(run.info.unit, ())
+            for command in _next(run)
             if looks or not command.startswith("explore")
         ]
         # More of what ended it.
@@ -95,6 +97,12 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
         further = f"{continue_command(last)} trainer.max_{unit}={2 * summary[unit]}"
         for command in (*commands, further):
             console.print(f"  {command}", soft_wrap=True)
+
+
+def _next(run: Run) -> tuple[str, ...]:
+    if isinstance(run.task, FlowTask):
+        return ("sample {}",)
+    return _NEXT.get(run.info.unit, ())
 
 
 def facts(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
@@ -125,7 +133,3 @@ def facts(run: Run, trainer: pl.Trainer) -> dict[str, Any]:
         "earlier_commits": run.commits[:-1],
         "overrides": run.overrides,
     }
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"

@@ -21,10 +21,9 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
     """Loss, accuracy and what else there is (CER, gamma, entropy) over epochs -> a PNG."""
     if not rows:
         return
-    panels: list[tuple[str, list[str]]] = [
-        ("loss", ["train/loss", "val/loss"]),
-        ("accuracy", ["train/accuracy", "val/accuracy"]),
-    ]
+    panels: list[tuple[str, list[str]]] = [("loss", ["train/loss", "val/loss"])]
+    if any("val/accuracy" in row for row in rows):
+        panels.append(("accuracy", ["train/accuracy", "val/accuracy"]))
     for start, label in (
         ("val/cer", "character error rate"),
         ("gamma/", "gamma"),

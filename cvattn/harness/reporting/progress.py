@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cvattn.cost import training_pflop
+from cvattn.harness.reporting.summary import figure
 from cvattn.tasks import NetworkTask
 
 
@@ -103,7 +104,7 @@ class ProgressLines(pl.Callback):
         self.unit = unit
         self._bar: Progress | None = None
         self._shown = 0.0
-        self._validated = ""
+        self._validated: list[str] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._shown = time.perf_counter()
@@ -143,17 +144,24 @@ class ProgressLines(pl.Callback):
                 self._task,
                 description=epoch,
                 completed=trainer.global_step,
-                now=f"loss {loss:.3f}  {self._validated}{self._speed()}",
+                now="  ".join([f"loss {loss:.3f}", *self._validated, self._speed()]),
             )
         elif not trainer.is_last_batch:  # the epoch's own line comes next
             step = f"step {trainer.global_step}/{int(trainer.estimated_stepping_batches)}"
             self.console.print(f"{epoch}  {step}  loss {loss:.3f}  {self._speed()}")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if "val/accuracy" in trainer.callback_metrics:
-            self._validated = f"val {float(trainer.callback_metrics['val/accuracy']):.1%}  "
+    def on_validation_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: NetworkTask,  # type: ignore[override]
+    ) -> None:
+        self._validated = _validated(trainer, pl_module)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: NetworkTask,  # type: ignore[override]
+    ) -> None:
         # That of the next step: a run that goes on from here has it, too.
         groups = [group["lr"] for each in trainer.optimizers for group in each.param_groups]
         if groups:
@@ -166,9 +174,7 @@ class ProgressLines(pl.Callback):
         for key, text in (("train/loss", "loss {:.3f}"), ("train/accuracy", "train {:.1%}")):
             if key in metrics:
                 parts.append(text.format(float(metrics[key])))
-        if "val/accuracy" in metrics:
-            parts.append(f"val {float(metrics['val/accuracy']):.1%}")
-        parts.append(self._speed())
+        parts += [*_validated(trainer, pl_module), self._speed()]
         self.console.print("  ".join(parts), highlight=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -186,6 +192,13 @@ class ProgressLines(pl.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _validated(trainer: pl.Trainer, task: NetworkTask) -> list[str]:
+    """The latest of what the task is judged by; nothing before the first validation."""
+    metric = task.criterion.metric
+    known = trainer.callback_metrics.get(metric)
+    return [] if known is None else [f"val {figure(metric, float(known), digits=1)}"]
 
 
 def _epochs(trainer: pl.Trainer) -> int:

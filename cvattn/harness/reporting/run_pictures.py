@@ -12,12 +12,13 @@ from cvattn.harness.assemble import Run
 from cvattn.harness.reporting.csv_log import CSVLog
 from cvattn.harness.reporting.pictures import draw_attention, draw_curves
 from cvattn.harness.reporting.reading_picture import draw_reading
+from cvattn.harness.reporting.sample_pictures import draw_samples
 from cvattn.system import figures
-from cvattn.tasks import ClassificationTask, NetworkTask, SequenceTask
+from cvattn.tasks import ClassificationTask, FlowTask, NetworkTask, SequenceTask
 
 
 def draw_run(run: Run, trainer: pl.Trainer) -> None:
-    """``curves.png``, and ``attention.png`` if there is attention to be drawn.
+    """``curves.png``, ``attention.png`` if there is attention to be drawn, samples of a generator.
 
     What cannot be drawn is said in a line: the run goes on to its summary.
     """
@@ -27,9 +28,13 @@ def draw_run(run: Run, trainer: pl.Trainer) -> None:
                 rows = [logger.rows[epoch] for epoch in sorted(logger.rows)]
                 title = f"{run.name} on {run.info.label}"
                 draw_curves(rows, run.folder / "curves.png", title=title)
+    run.network.eval()
     with figures.tolerate_failure("attention.png"):
-        run.network.eval()
         _draw_attention(run.task, run)
+    if isinstance(run.task, FlowTask):
+        with figures.tolerate_failure("samples.png"):
+            data = cast(ImageDataModule, run.data)
+            draw_samples(run.task, data, run.folder / "samples.png", rows=8)
 
 
 @singledispatch

@@ -13,6 +13,13 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
     write_text(path, json.dumps(_plain(summary), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
+def figure(metric: str, value: float | None, digits: int = 2) -> str:
+    """A metric as people read it: shares in percent, losses as they are, "-" for none."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if metric.rpartition("/")[2].startswith("loss") else f"{value:.{digits}%}"
+
+
 def read_summary(path: Path) -> dict[str, Any] | None:
     """The summary; None if there is none or it is cut short: the run was not finished."""
     try:

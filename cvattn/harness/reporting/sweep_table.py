@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ ERROR = "error.txt"  # beside what a failed job left
 
 
 class SweepTable(Callback):
-    """Prints the jobs, best validation accuracy first, and leaves them in ``sweep.csv``.
+    """Prints the jobs, the best first by what their task is judged by, and leaves ``sweep.csv``.
 
     Nothing is said of the test set: a sweep chooses, and what is chosen by a figure cannot be
     judged by it.
@@ -79,12 +80,12 @@ def sweep_rows(folder: Path) -> list[dict[str, str]]:
         for key in dict.fromkeys(every)
         if len({changed.get(key) for _, changed, _ in found}) > 1
     ]
-    found.sort(key=lambda one: _best(one[2]), reverse=True)
+    found.sort(key=lambda one: _score(one[2]), reverse=True)
     return [
         {
             "run": name,
             **{key: changed.get(key, "") for key in swept},
-            "validation": f"{_best(summary):.4f}" if _best(summary) >= 0 else "",
+            "validation": _validation(summary),
             "minutes": f"{summary['minutes']:.1f}",
             "PFLOP": f"{summary['pflop']:.4f}",
         }
@@ -92,10 +93,15 @@ def sweep_rows(folder: Path) -> list[dict[str, str]]:
     ]
 
 
-def _best(summary: dict[str, Any]) -> float:
-    """-1 of a run that was not validated."""
-    best = summary["best_val_accuracy"]
-    return -1.0 if best is None else best
+def _score(summary: dict[str, Any]) -> float:
+    """More is better; least of a run that was not validated."""
+    score = summary.get("score")
+    return -math.inf if score is None else score
+
+
+def _validation(summary: dict[str, Any]) -> str:
+    best = summary.get("criterion", {}).get("best")
+    return "" if best is None else f"{best:.4f}"
 
 
 def _readable(value: str) -> str:

@@ -1,0 +1,173 @@
+"""``cvattn sample CHECKPOINT``: images made, or completed, by a network that learned to."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cvattn.cli.arguments import readable
+from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
+from cvattn.cli.hidden_part import PARTS, known_part
+from cvattn.inference.generator import Generator, Way, open_generator
+from cvattn.inference.grids import image_grid
+from cvattn.models.flow import Solver
+from cvattn.system import did_you_mean
+from cvattn.system.files import whole_file
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command. Leaves one picture of all images and, if asked for, a file of each."""
+    args = _parser().read(arguments)
+    if args.count is None:
+        args.count = 4 if args.complete else 64
+    _check(args)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = open_generator(args.checkpoint, device)
+    classes = [_label(generator, name) for name in args.classes]
+    way = Way(steps=args.steps, solver=args.solver, guidance=args.guidance, seed=args.seed)
+    if args.complete:
+        rows, names = _completed(generator, args, classes, way)
+        sheet = image_grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[1])
+        made = rows[:, 2:].reshape(-1, *rows.shape[2:])
+        names = [f"{name}_{number}" for name in names for number in range(rows.shape[1] - 2)]
+    else:
+        made, labels = generator.sample(args.count, classes=classes, way=way)
+        sheet = image_grid(made, _columns(args.count, len(classes or generator.classes)))
+        names = [_name(generator, place, label) for place, label in enumerate(labels)]
+    target = Path(args.output)
+    try:
+        with whole_file(target) as file:
+            sheet.save(file, format="PNG")
+        if args.each:
+            _write_each(Path(args.each), made, names)
+    except OSError as error:
+        raise CommandError(f"{error}") from error
+    print(f"{shown(target)}: {_said(args, len(made))}")
+    if args.each:
+        print(f"{shown(args.each)}/: each of them as a file of its own")
+    return 0
+
+
+def _check(args) -> None:
+    for name in ("count", "steps", "rounds"):
+        if getattr(args, name) < 1:
+            raise CommandError(f"{name}={getattr(args, name)} must be at least 1")
+    if bool(args.complete) != bool(args.mask):
+        raise CommandError(
+            "--complete IMAGE... and --mask go together: the mask says what is to be made anew, "
+            f"{', '.join(PARTS)}, or an image file that is white there"
+        )
+    if Path(args.output).suffix.lower() != ".png":
+        raise CommandError(f"-o {shown(args.output)}: expected a file name that ends in .png")
+
+
+def _label(generator: Generator, name: str) -> int:
+    if not generator.labelled:
+        raise CommandError("--class: this network is told no class: it was trained without")
+    if name not in generator.classes:
+        raise CommandError(
+            f"--class {shown(name)}: no such class{did_you_mean(name, generator.classes)}"
+        )
+    return generator.classes.index(name)
+
+
+def _completed(
+    generator: Generator, args, classes: Sequence[int], way: Way
+) -> tuple[np.ndarray, list[str]]:
+    """(files, 2 + count, C, H, W): the image, what is left of it, and ``count`` ways to go on."""
+    known = known_part(args.mask, generator.image_size)
+    given = list(readable(map(Path, args.complete), generator.read))
+    if len(given) < len(args.complete):
+        raise CommandError("nothing was made", 1)
+    rows = []
+    for path, (pixels, squeezed) in given:
+        if squeezed:
+            print(f"note: {shown(path)} ({squeezed}) was squeezed", file=sys.stderr)
+        repeated = np.repeat(pixels[None], args.count, axis=0)
+        made = generator.complete(
+            repeated,
+            np.repeat(known[None], args.count, axis=0),
+            classes=classes,
+            rounds=args.rounds,
+            way=way,
+        )
+        rows.append(np.concatenate([pixels[None], np.where(known, pixels, 128)[None], made]))
+    return np.stack(rows).astype(np.uint8), [path.stem for path, _ in given]
+
+
+def _columns(count: int, classes: int) -> int:
+    """A column for each class, if they are told in turn; else a square."""
+    return classes if 1 < classes <= 20 else round(count**0.5) or 1
+
+
+def _name(generator: Generator, place: int, label: int) -> str:
+    kind = f"_{generator.classes[label]}" if label >= 0 else ""
+    return f"{place:05d}{kind}"
+
+
+def _write_each(folder: Path, pixels: np.ndarray, names: Sequence[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for image, name in zip(pixels, names, strict=True):
+        safe = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in name)
+        picture = image.transpose(1, 2, 0)
+        Image.fromarray(picture if len(image) == 3 else picture[..., 0]).save(
+            folder / f"{safe}.png"
+        )
+
+
+def _said(args, count: int) -> str:
+    way = f"{args.steps} steps of {args.solver}, guidance {args.guidance:g}, seed {args.seed}"
+    if not args.complete:
+        return f"{count} images, {way}"
+    return f"each image, what of it was kept, and {args.count} completions of it; {way}"
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="cvattn sample",
+        description="Make images with a network that was trained to (model=unet task=flow), or "
+        "complete given ones. The same command gives the same images, bit for bit.",
+    )
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    parser.add_argument(
+        "-n",
+        "--count",
+        type=int,
+        default=None,
+        metavar="N",
+        help="images (64); completions of each (4)",
+    )
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="of this class alone, or, given several times, of these in turn; else all in turn",
+    )
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="of the solver (20)")
+    parser.add_argument("--solver", choices=get_args(Solver), default="heun")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="G",
+        help="more than 1: more of their class and more alike, at twice the cost (1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--complete", nargs="+", metavar="IMAGE", help="files to be completed")
+    parser.add_argument(
+        "--mask",
+        metavar="WHAT",
+        help=f"what of them is made anew: {', '.join(PARTS)}, or a file that is white there",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="of each step of a completion (5)"
+    )
+    parser.add_argument("-o", "--output", default="samples.png", metavar="FILE.png")
+    parser.add_argument("--each", metavar="FOLDER", help="also write each image as a file")
+    return parser

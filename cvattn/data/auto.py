@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cvattn.data.checks import DataError
 from cvattn.data.images import cifar, cifar_files
+from cvattn.data.published import promise
 from cvattn.system import is_offline
 
 PATIENCE = 180.0
@@ -38,7 +39,7 @@ def choose(root: str | Path, *, offline: bool = False) -> Choice:
         return Choice("cifar10", f"found {found.words}")
     if offline or is_offline():
         return Choice("digits", f"CIFAR-10 is not in {root} and downloads are forbidden")
-    best, _ = cifar.promise(cifar.CIFAR10Data.cifar)
+    best, _ = promise(cifar.CIFAR10Data.cifar.sources)
     if best is None or best.seconds is None:
         return Choice(
             "digits",

@@ -1,14 +1,12 @@
 """CIFAR-10 and CIFAR-100 from any of the forms that people have, or downloaded."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from cvattn.data import download, remote
 from cvattn.data.checks import DataError, check_choice
 from cvattn.data.images import cifar_files as files
 from cvattn.data.images.augment import Augmentation, CropFlip
@@ -17,8 +15,8 @@ from cvattn.data.images.cifar_facts import CIFAR10, CIFAR100, Cifar
 from cvattn.data.images.rand_augment import RandAugment, in_turn
 from cvattn.data.images.views import VIEWS
 from cvattn.data.info import DataInfo
+from cvattn.data.published import Published
 from cvattn.data.split import stratified_split
-from cvattn.system import is_offline
 
 _SPLIT_SEED = 2009
 
@@ -79,48 +77,12 @@ class CIFARData(ImageDataModule):
             DataError: a damaged file of the user's own (it is not touched), no network (within 20
                 seconds, with what was tried), or ``CVATTN_OFFLINE=1`` and nothing to read.
         """
-        found = files.find(self.cifar, self.root)
-        if found is not None and files.problem(found) is None:
-            return
-        if found is None and is_offline():
-            raise DataError(
-                f"{self.cifar.title} is not in {self.root} and CVATTN_OFFLINE forbids downloads; "
-                + self.cifar.to_do.format(root=self.root)
-            )
-        if found is not None:
-            self._refuse_unless_ours(found)
-        with download.lock(self.root):
-            # Another process may have finished while this one waited. Twice: a fresh download
-            # that is damaged as well is fetched once more.
-            for _ in range(3):
-                found = files.find(self.cifar, self.root)
-                if found is None:
-                    _fetch_fastest(self.cifar, self.root)
-                elif files.problem(found) is None:
-                    return
-                else:
-                    kept = download.set_aside(self._refuse_unless_ours(found))
-                    print(f"set aside as damaged: {kept}", file=sys.stderr)
-            found = files.find(self.cifar, self.root)
-            if found is None or files.problem(found) is not None:
-                raise DataError(
-                    "what the server sends is not "
-                    + self.cifar.title
-                    + "; "
-                    + self.cifar.to_do.format(root=self.root)
-                )
-
-    def _refuse_unless_ours(self, found: files.Found) -> Path:
-        """The damaged file, if it may be fetched again; DataError if not."""
-        path, what = files.problem(found) or (found.paths[0], "is damaged")
-        if not download.is_ours(path):
-            raise DataError(
-                f"{path} {what}; it is not a file that we downloaded, so it stays as it is: "
-                "replace or remove it"
-            )
-        if is_offline():
-            raise DataError(f"{path} {what}; CVATTN_OFFLINE forbids fetching it again: remove it")
-        return path
+        Published(
+            self.cifar.title,
+            self.root,
+            self.cifar.to_do.format(root=self.root),
+            self.cifar.sources,
+        ).obtain(lambda: files.find(self.cifar, self.root), files.problem)
 
     def _augmentation(self) -> Augmentation | None:
         return in_turn(self._rand_augment, self._crop_flip)
@@ -181,25 +143,3 @@ class CIFAR100Data(CIFARData):
     """
 
     cifar = CIFAR100
-
-
-def promise(cifar: Cifar) -> tuple[remote.Promise | None, str]:
-    """The fastest source that answers within a few seconds, and what was tried, in words."""
-    promises = remote.probe(cifar.sources)
-    tried = "; ".join(
-        f"{p.source.files[0].url}: {p.problem or f'about {p.seconds:.0f} s'}" for p in promises
-    )
-    answered = [p for p in promises if p.seconds is not None]
-    return min(answered, key=lambda p: p.seconds or 0.0, default=None), tried
-
-
-def _fetch_fastest(cifar: Cifar, root: Path) -> None:
-    best, tried = promise(cifar)
-    if best is None:
-        raise DataError(
-            f"{cifar.title} is not in {root} and no server answered (tried {tried}); "
-            + cifar.to_do.format(root=root)
-        )
-    for file in best.source.files:
-        if not (root / file.path).exists():
-            download.fetch(file, root)

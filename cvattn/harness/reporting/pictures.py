@@ -95,7 +95,7 @@ def draw_attention(
     middle = (width / 2 - 0.5, height / 2 - 0.5)
     for column, (picture, label, guess) in enumerate(zip(pictures, labels, guesses, strict=True)):
         right = "" if guess == label else f"\n(taken for {figures.label(classes[guess], 14)})"
-        grid[0, column].imshow(picture)
+        grid[0, column].imshow(picture, cmap="gray", vmin=0, vmax=255)  # colours if there are any
         grid[0, column].set_title(f"{figures.label(classes[label], 22)}{right}", fontsize=8)
         for row, (name, heat) in enumerate(heats.items(), start=1):
             axes = grid[row, column]

@@ -33,8 +33,8 @@ PUBLIC = {
     "to_torch",
     "cvattn.cli": "main",
     "cvattn.data": "BatchLoader CIFAR100Data CIFAR10Data Choice DataError DataInfo DataModule "
-    "DigitLinesData DigitsData Facts FolderData ImageDataModule LineFolderData StringsData VIEWS "
-    "choose views_of",
+    "DigitLinesData DigitsData Facts FashionMNISTData FolderData ImageDataModule LineFolderData "
+    "StringsData VIEWS choose views_of",
     "cvattn.explorer": "Page explore",
     "cvattn.inference": "Classifier InferenceError LineReader NotFiniteError as_classifier "
     "as_line_reader find_images open_classifier open_network",

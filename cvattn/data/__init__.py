@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cvattn.data.images.base import ImageDataModule
     from cvattn.data.images.cifar import CIFAR10Data, CIFAR100Data
     from cvattn.data.images.digits import DigitsData
+    from cvattn.data.images.fashion_mnist import FashionMNISTData
     from cvattn.data.images.folder import FolderData
     from cvattn.data.images.views import VIEWS, views_of
     from cvattn.data.info import DataInfo, Facts
@@ -35,6 +36,7 @@ _MODULES = {
     "CIFAR100Data": "images.cifar",
     "DigitLinesData": "sequences.digit_lines",
     "DigitsData": "images.digits",
+    "FashionMNISTData": "images.fashion_mnist",
     "FolderData": "images.folder",
     "ImageDataModule": "images.base",
     "DataInfo": "info",
@@ -59,6 +61,7 @@ __all__ = [
     "DigitLinesData",
     "DigitsData",
     "Facts",
+    "FashionMNISTData",
     "FolderData",
     "ImageDataModule",
     "LineFolderData",

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,15 @@ from cvattn.inference.classifier import Classifier
 from cvattn.inference.errors import InferenceError
 from cvattn.system import did_you_mean
 
+
+def _short(name: str) -> str:
+    """The name by which ``conf/data`` chooses a class: "FashionMNISTData" -> "fashion_mnist"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Data")).lower()
+
+
 # By name, and only these: a checkpoint cannot name other code to run.
 MODULES: dict[str, type[ImageDataModule]] = {
-    name.removesuffix("Data").lower(): cls
+    _short(name): cls
     for name in cvattn.data.__all__
     if inspect.isclass(cls := getattr(cvattn.data, name))
     and issubclass(cls, ImageDataModule)

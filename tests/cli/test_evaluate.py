@@ -223,8 +223,11 @@ def test_the_jpeg_copy_is_called_by_its_name(sagan, tmp_path, monkeypatch, capsy
 
 BAD_SETTINGS = [
     (["data=digit"], "data=digit: no such data; did you mean digits?"),
-    (["data=auto"], "there are: cifar10, cifar100, digits, folder"),
-    (["dta=digits"], "cannot read 'dta=digits'; expected data=cifar10|cifar100|digits|folder"),
+    (["data=auto"], "there are: cifar10, cifar100, digits, fashion_mnist, folder"),
+    (
+        ["dta=digits"],
+        "cannot read 'dta=digits'; expected data=cifar10|cifar100|digits|fashion_mnist|folder",
+    ),
     (["data.rotatoin=3"], "data=digits has no 'rotatoin'; did you mean rotation?"),
     (["data.rotation=much"], "rotation must be a number, got 'much'"),
     (["data.seed=1.5"], "seed must be a whole number"),

@@ -18,7 +18,7 @@ def test_cifar_100_is_configured_as_cifar_10():
     assert inspect.signature(both[0]) == inspect.signature(both[1])
 
 
-@pytest.mark.parametrize("name", ["cifar10", "digits", "folder"])
+@pytest.mark.parametrize("name", ["cifar10", "digits", "fashion_mnist", "folder"])
 def test_every_tunable_is_listed_and_can_be_built(name, tmp_path, monkeypatch):
     monkeypatch.setenv("CVATTN_DATA", str(tmp_path))
     root = OmegaConf.create({"seed": 3, "recipe": {"batch_size": 96}})

@@ -22,7 +22,7 @@ PACKAGES = (
     *("cvattn.testing", "cvattn.cost", "cvattn.models", "cvattn.core", "cvattn.core.masks"),
     *("cvattn.core.local",),
     *("cvattn.core.positions", "cvattn.checkpoint", "cvattn.inference", "cvattn.data"),
-    *("cvattn.tasks", "cvattn.harness"),
+    *("cvattn.quality", "cvattn.tasks", "cvattn.harness"),
 )
 
 
@@ -42,6 +42,7 @@ def all_pages(docs: Path) -> None:
     (docs / "generated" / "planted_patch.md").write_text(planted_table(results))
     (docs / "generated" / "deletion.md").write_text(deletion_tables(results))
     (docs / "generated" / "randomised.md").write_text(randomised_table(results))
+    (docs / "generated" / "quality.md").write_text(quality_table(results))
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(notebook, docs / "notebooks")
 
@@ -321,6 +322,30 @@ def randomised_table(results: Path) -> str:
             cells.append(mean_text(mine) if mine else "")
         parts.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join([*parts, "", _made_with(rows), ""])
+
+
+def quality_table(results: Path) -> str:
+    """Both distances of each rung, with the range of the draws."""
+    rows = _rows(results / "quality_ladder.csv")
+    first = rows[0]
+    names = list(dict.fromkeys(row["distance"] for row in rows))
+    parts = [
+        f"| {first['data']}, N = {int(first['count']):,} | {' | '.join(names)} |",
+        "|---|---|---|",
+    ]
+    for rung in dict.fromkeys(row["rung"] for row in rows):
+        cells = [
+            f"{float(row['mean']):.4g} ({float(row['low']):.4g} to {float(row['high']):.4g})"
+            for row in rows
+            if row["rung"] == rung
+        ]
+        parts.append(f"| {rung} | {' | '.join(cells)} |")
+    told = (
+        f"Against test images; mean and range of {first['draws']} draws, seed {first['seed']}; "
+        f"images resized to {first['size']}, weights {first['weights'][:8]}. {first['cpu']}, torch "
+        f"{first['torch']}, commit {first['commit']}."
+    )
+    return "\n".join([*parts, "", told, ""])
 
 
 def _percent(shares: Iterable[str]) -> str:

@@ -38,6 +38,8 @@ PUBLIC = {
     "cvattn.explorer": "Page explore",
     "cvattn.inference": "Classifier InferenceError LineReader NotFiniteError as_classifier "
     "as_line_reader find_images open_classifier open_network",
+    "cvattn.quality": "Accuracy Distance Distances FeatureNetwork Judgement Lite0 Neighbours "
+    "Reference Rung draw_ladder draw_neighbours extract floor frechet judge kernel ladder",
     "cvattn.system": "csv_cell did_you_mean figures is_offline printable",
     "cvattn.checkpoint": "CheckpointError load read save",
     "cvattn.core.local": "criss_cross_attention neighborhood_attention window_attention",

@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "accuracy by class, confusion matrix and calibration on a data set",
     "explore": "a page that shows what each position of an image looks at",
     "sample": "images made by a network that was trained to, or completed by it",
+    "judge": "how near made images are to those of the data, and whether they are copies",
     "cost": "which way each attention takes and why, memory and operations",
     "export": "ONNX or torch's exported program, checked against the network",
     "verify": "train a recipe again: does it give what it promises?",

@@ -1,15 +1,18 @@
 """Arguments that several commands take: images, and ``data=NAME data.KEY=VALUE``."""
 
+import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 
 from cvattn.cli.common import CommandError, shown
 from cvattn.data.image_files import ImageError
 from cvattn.inference import images
+from cvattn.inference.generator import Way
+from cvattn.models.flow import Solver
 
 T = TypeVar("T")
 
@@ -31,6 +34,26 @@ def readable(paths: Iterable[Path], read: Callable[[Path], T]) -> Iterator[tuple
         print(f"error: {shown(path)}: {shown(str(error))}", file=sys.stderr)
 
     return images.read_each(paths, read, complain)
+
+
+def add_way(parser: argparse.ArgumentParser) -> None:
+    """The options that say how images are made; :func:`way_of` reads them."""
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="of the solver (20)")
+    parser.add_argument("--solver", choices=get_args(Solver), default="heun")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="G",
+        help="more than 1: more of their class and more alike, at twice the cost (1)",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+
+
+def way_of(args: argparse.Namespace) -> Way:
+    if args.steps < 1:
+        raise CommandError(f"--steps {args.steps} must be at least 1")
+    return Way(steps=args.steps, solver=args.solver, guidance=args.guidance, seed=args.seed)
 
 
 def parse_data(settings: Sequence[str]) -> tuple[str | None, dict[str, Any]]:

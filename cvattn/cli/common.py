@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from cvattn.checkpoint import BUNDLED
@@ -22,6 +23,12 @@ class CommandError(Exception):
 def shown(name: str | os.PathLike[str]) -> str:
     """A path or a class's name that can be printed, whatever is in it."""
     return printable(os.fspath(name))
+
+
+def folder_beside(checkpoint: Path, name: str) -> Path:
+    """A folder of that name in the run's folder, or beside a file that lies in no run."""
+    parent = checkpoint.absolute().parent
+    return (parent.parent if parent.name == "checkpoints" else parent) / name
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import cvattn
 from cvattn.cli.arguments import parse_data
-from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
+from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, folder_beside, shown
 from cvattn.cli.figures import draw_confusion, draw_reliability
 from cvattn.cli.measures import BINS, Measures, measure
 from cvattn.data import VIEWS, BatchLoader, DataInfo, ImageDataModule, views_of
@@ -40,7 +40,9 @@ def run(arguments: Sequence[str]) -> int:
     for note in notes:
         errors.print(f"note: {shown(note)}", markup=False)
     info = loaded(data)
-    folder = Path(args.output) if args.output else default_folder(Path(args.checkpoint))
+    folder = (
+        Path(args.output) if args.output else folder_beside(Path(args.checkpoint), "evaluation")
+    )
     loader = _loader(data, classifier, args.split)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,12 +57,6 @@ def run(arguments: Sequence[str]) -> int:
         raise CommandError(f"cannot write into {shown(folder)}: {error}") from error
     _show(Console(highlight=False), measures, classifier, info, _what(args), folder)
     return 0
-
-
-def default_folder(checkpoint: Path) -> Path:
-    """``evaluation/`` in the run's folder, or beside a file that lies in no run."""
-    parent = checkpoint.absolute().parent
-    return (parent.parent if parent.name == "checkpoints" else parent) / "evaluation"
 
 
 def _loader(data: ImageDataModule, classifier: Classifier, split: str) -> BatchLoader:

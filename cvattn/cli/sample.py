@@ -3,18 +3,16 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
-from cvattn.cli.arguments import readable
+from cvattn.cli.arguments import add_way, readable, way_of
 from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
 from cvattn.cli.hidden_part import PARTS, known_part
 from cvattn.inference.generator import Generator, Way, open_generator
 from cvattn.inference.grids import image_grid
-from cvattn.models.flow import Solver
 from cvattn.system import did_you_mean
 from cvattn.system.files import whole_file
 
@@ -28,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = open_generator(args.checkpoint, device)
     classes = [_label(generator, name) for name in args.classes]
-    way = Way(steps=args.steps, solver=args.solver, guidance=args.guidance, seed=args.seed)
+    way = way_of(args)
     if args.complete:
         rows, names = _completed(generator, args, classes, way)
         sheet = image_grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[1])
@@ -53,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _check(args) -> None:
-    for name in ("count", "steps", "rounds"):
+    for name in ("count", "rounds"):
         if getattr(args, name) < 1:
             raise CommandError(f"{name}={getattr(args, name)} must be at least 1")
     if bool(args.complete) != bool(args.mask):
@@ -120,7 +118,7 @@ def _write_each(folder: Path, pixels: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _said(args, count: int) -> str:
-    way = f"{args.steps} steps of {args.solver}, guidance {args.guidance:g}, seed {args.seed}"
+    way = way_of(args).words
     if not args.complete:
         return f"{count} images, {way}"
     return f"each image, what of it was kept, and {args.count} completions of it; {way}"
@@ -149,16 +147,7 @@ def _parser() -> Parser:
         metavar="NAME",
         help="of this class alone, or, given several times, of these in turn; else all in turn",
     )
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="of the solver (20)")
-    parser.add_argument("--solver", choices=get_args(Solver), default="heun")
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        default=1.0,
-        metavar="G",
-        help="more than 1: more of their class and more alike, at twice the cost (1)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    add_way(parser)
     parser.add_argument("--complete", nargs="+", metavar="IMAGE", help="files to be completed")
     parser.add_argument(
         "--mask",

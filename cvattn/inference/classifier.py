@@ -70,8 +70,8 @@ def as_classifier(network: nn.Module, name: str) -> Classifier:
     """
     if makes_images(network):
         raise InferenceError(
-            f"{name} holds a {type(network).__name__} that makes images and names none: "
-            f"python -m cvattn sample {name}"
+            f"{name} holds a {type(network).__name__} that makes images and names none; "
+            f"python -m cvattn sample {name} makes some, and cvattn judge compares them with others"
         )
     facts = facts_of(network, name)
     return Classifier(**facts, outputs=_all_outputs(facts, name))

@@ -33,6 +33,10 @@ class Way:
     guidance: float = 1.0
     seed: int = 0
 
+    @property
+    def words(self) -> str:
+        return f"{self.steps} steps of {self.solver}, guidance {self.guidance:g}, seed {self.seed}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generator(ImageNetwork):

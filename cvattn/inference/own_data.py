@@ -13,6 +13,7 @@ import cvattn.data
 from cvattn.data import DataInfo, ImageDataModule
 from cvattn.inference.classifier import Classifier
 from cvattn.inference.errors import InferenceError
+from cvattn.inference.image_network import ImageNetwork
 from cvattn.system import did_you_mean
 
 
@@ -35,12 +36,12 @@ FIXED = ("channels", "image_size", "mean", "std")
 
 
 def choose_data(
-    classifier: Classifier, name: str | None = None, given: Mapping[str, Any] | None = None
+    network: ImageNetwork, name: str | None = None, given: Mapping[str, Any] | None = None
 ) -> tuple[ImageDataModule, list[str]]:
     """The data module, checked to be of the network's kind, and notes for people.
 
     Args:
-        classifier: the network; ``config["data"]`` is what it was trained on.
+        network: its ``config["data"]`` is what it was trained on.
         name: of other data, a key of ``MODULES``.
         given: arguments of its data module, such as ``root``.
 
@@ -51,7 +52,7 @@ def choose_data(
     given = given or {}
     if name is not None and name not in MODULES:
         raise InferenceError(f"data={name}: no such data{did_you_mean(name, MODULES)}")
-    own, own_arguments, reason = _own(classifier.config)
+    own, own_arguments, reason = _own(network.config)
     cls = MODULES[name] if name else own
     if cls is None:
         raise InferenceError(f"{reason}; name the data, data={' or data='.join(MODULES)}")
@@ -70,7 +71,7 @@ def choose_data(
     if dropped:
         notes.append(f"data={name} no longer has {', '.join(dropped)}; left out")
     arguments = {key: value for key, value in arguments.items() if key in parameters}
-    arguments |= {key: getattr(classifier, key) for key in FIXED if key in parameters}
+    arguments |= {key: getattr(network, key) for key in FIXED if key in parameters}
     arguments |= given
     if "root" in parameters and "root" not in given:
         required = parameters["root"].default is inspect.Parameter.empty
@@ -80,7 +81,7 @@ def choose_data(
         info = data.describe()
     except (TypeError, ValueError, OSError) as error:
         raise InferenceError(f"data={name}: {error}") from error
-    _check_agreement(classifier, info)
+    _check_agreement(network, info)
     return data, notes
 
 
@@ -152,17 +153,17 @@ def _find_root(arguments: dict[str, Any], name: str, *, required: bool) -> list[
     return [] if was is None else [f"{was} is no folder here; taking {where}"]
 
 
-def _check_agreement(classifier: Classifier, info: DataInfo) -> None:
-    if info.channels != classifier.channels:
+def _check_agreement(network: ImageNetwork, info: DataInfo) -> None:
+    if info.channels != network.channels:
         raise InferenceError(
-            f"the network takes {classifier.channels} channels, {info.name} has {info.channels}"
+            f"the network takes {network.channels} channels, {info.name} has {info.channels}"
         )
-    if tuple(info.image_size) != classifier.image_size:
+    if tuple(info.image_size) != network.image_size:
         raise InferenceError(
-            f"the network takes images of {_by(classifier.image_size)} (height x width), "
+            f"the network takes images of {_by(network.image_size)} (height x width), "
             f"{info.name} has {_by(info.image_size)}"
         )
-    known = classifier.classes
+    known = network.classes
     if tuple(info.classes) != known:
         same = " in another order" if sorted(info.classes) == sorted(known) else ""
         raise InferenceError(

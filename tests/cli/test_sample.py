@@ -134,7 +134,7 @@ def test_refusals_name_what_is_wrong_and_write_nothing(unet, sagan, tmp_path, ca
         ([str(sagan[0])], "SAGANClassifier that makes no images"),
         ([str(unet), "--class", "bot"], "no such class; did you mean boot?"),
         ([str(unet), "-n", "0"], "count=0 must be at least 1"),
-        ([str(unet), "--steps", "0"], "steps=0 must be at least 1"),
+        ([str(unet), "--steps", "0"], "--steps 0 must be at least 1"),
         ([str(unet), *given], "--complete IMAGE... and --mask go together"),
         ([str(unet), "--mask", "left"], "--complete IMAGE... and --mask go together"),
         ([str(unet), *given, "--mask", "lft"], "no such file; expected left, right"),
@@ -160,4 +160,4 @@ def test_a_network_of_no_use_says_so(tmp_path, capsys):
 def test_other_commands_say_what_makes_images_is_for(unet, tmp_path, capsys):
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "x.png")
     assert main(["predict", str(unet), str(tmp_path / "x.png")]) == 2
-    assert "makes images and names none: python -m cvattn sample" in capsys.readouterr().err
+    assert "makes images and names none; python -m cvattn sample" in capsys.readouterr().err

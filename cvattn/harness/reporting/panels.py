@@ -101,7 +101,7 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
 
 def _next(run: Run) -> tuple[str, ...]:
     if isinstance(run.task, FlowTask):
-        return ("sample {}",)
+        return ("sample {}", "judge {}")
     return _NEXT.get(run.info.unit, ())
 
 

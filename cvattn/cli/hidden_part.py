@@ -1,5 +1,7 @@
 """Which part of an image is hidden, to be made anew: by name, or as a file."""
 
+from typing import Any
+
 import numpy as np
 
 from cvattn.cli.common import CommandError, shown
@@ -21,15 +23,15 @@ def known_part(mask: str, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     if mask in PARTS:
         y, x = height // 2, width // 2
-        hidden = {
+        hidden: dict[str, Any] = {
             "left": np.s_[:, :x],
             "right": np.s_[:, x:],
             "top": np.s_[:y],
             "bottom": np.s_[y:],
             "centre": np.s_[y // 2 : height - y // 2, x // 2 : width - x // 2],
-        }[mask]
+        }
         known = np.ones(size, bool)
-        known[hidden] = False
+        known[hidden[mask]] = False
         return known
     try:
         picture = read_picture(mask, 1)

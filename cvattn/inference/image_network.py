@@ -81,7 +81,7 @@ def facts_of(network: nn.Module, name: str) -> dict[str, Any]:
     assert isinstance(meta, dict)
     try:
         height, width = meta["image_size"]
-        facts = {
+        facts: dict[str, Any] = {
             "network": network,
             "classes": tuple(str(each) for each in meta["classes"]),
             "mean": tuple(float(value) for value in meta["mean"]),

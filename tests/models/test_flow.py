@@ -111,8 +111,8 @@ def test_what_watches_may_change_the_samples():
         return x + 1
 
     made = generate(lambda x, t, y: 0 * x, noise(), steps=4, after=after)
-    assert seen == [0.25, 0.5, 0.75, 1.0]
-    assert_near(made, noise() + 4)
+    assert seen == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert_near(made, noise() + 5)
 
 
 def test_refusals():

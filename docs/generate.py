@@ -19,7 +19,14 @@ from means import mean_text  # noqa: E402
 # In the order in which somebody meets them.
 PACKAGES = (
     *("cvattn", "cvattn.blocks", "cvattn.maps", "cvattn.explorer", "cvattn.weights"),
-    *("cvattn.testing", "cvattn.cost", "cvattn.models", "cvattn.core", "cvattn.core.masks"),
+    *(
+        "cvattn.testing",
+        "cvattn.cost",
+        "cvattn.models",
+        "cvattn.models.flow",
+        "cvattn.core",
+        "cvattn.core.masks",
+    ),
     *("cvattn.core.local",),
     *("cvattn.core.positions", "cvattn.checkpoint", "cvattn.inference", "cvattn.data"),
     *("cvattn.quality", "cvattn.tasks", "cvattn.harness"),

@@ -35,9 +35,10 @@ PUBLIC = {
     "cvattn.data": "BatchLoader CIFAR100Data CIFAR10Data Choice DataError DataInfo DataModule "
     "DigitLinesData DigitsData Facts FashionMNISTData FolderData ImageDataModule LineFolderData "
     "StringsData VIEWS choose views_of",
-    "cvattn.explorer": "Page explore",
-    "cvattn.inference": "Classifier InferenceError LineReader NotFiniteError as_classifier "
-    "as_line_reader find_images open_classifier open_network",
+    "cvattn.explorer": "Page explore explore_making",
+    "cvattn.inference": "Classifier Generator InferenceError LineReader NotFiniteError Way "
+    "as_classifier as_generator as_line_reader find_images open_classifier open_generator "
+    "open_network",
     "cvattn.quality": "Accuracy Distance Distances FeatureNetwork Judgement Lite0 Neighbours "
     "Reference Rung draw_ladder draw_neighbours extract floor frechet judge kernel ladder",
     "cvattn.system": "csv_cell did_you_mean figures is_offline printable",

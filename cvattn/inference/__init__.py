@@ -1,25 +1,30 @@
 """Trained networks at work: a library that the commands and the explorer call.
 
-``network`` opens a checkpoint; ``classifier`` and ``line_reader`` add what is needed to use the
-network (classes, normalisation, alphabet) and predict; ``images`` reads files as they were read in
-training; ``own_data`` finds the data that a network was trained on. The last one needs Lightning
-and is imported by its full name.
+``network`` opens a checkpoint; ``classifier``, ``line_reader`` and ``generator`` add what is needed
+to use the network (classes, normalisation, alphabet), and predict or make images; ``images`` reads
+files as they were read in training; ``own_data`` finds the data that a network was trained on. The
+last one needs Lightning and is imported by its full name.
 """
 
 from cvattn.inference.classifier import Classifier, as_classifier, open_classifier
 from cvattn.inference.errors import InferenceError, NotFiniteError
+from cvattn.inference.generator import Generator, Way, as_generator, open_generator
 from cvattn.inference.images import find_images
 from cvattn.inference.line_reader import LineReader, as_line_reader
 from cvattn.inference.network import open_network
 
 __all__ = [
     "Classifier",
+    "Generator",
     "InferenceError",
     "LineReader",
     "NotFiniteError",
+    "Way",
     "as_classifier",
+    "as_generator",
     "as_line_reader",
     "find_images",
     "open_classifier",
+    "open_generator",
     "open_network",
 ]

@@ -30,17 +30,21 @@ def main() -> int:
 
 def contract(rows: list[dict[str, str]]) -> list[str]:
     """The lines of the comment."""
-    views = all(row["test_accuracy_views"] for row in rows)
-    metric = "accuracy_views" if views else "accuracy"
-    values = [100 * float(row[f"test_{metric}"]) for row in rows]
+    metric = next(
+        name
+        for name in ("accuracy_views", "accuracy", "loss")
+        if all(r[f"test_{name}"] for r in rows)
+    )
+    scale, digits, most = (1.0, 4, float("inf")) if metric == "loss" else (100.0, 2, 100.0)
+    values = [scale * float(row[f"test_{metric}"]) for row in rows]
     low, high = prediction_interval(values)
     first = rows[0]
     lines = {
         "command": first["command"].removesuffix(f" seed={first['seed']}"),
         "data": first["data"],
         "metric": metric,
-        "mean": f"{statistics.mean(values):.2f}",
-        "expect": f"[{max(0.0, low):.2f}, {min(100.0, high):.2f}]",
+        "mean": f"{statistics.mean(values):.{digits}f}",
+        "expect": f"[{max(0.0, low):.{digits}f}, {min(most, high):.{digits}f}]",
         "seeds": f"[{', '.join(row['seed'] for row in rows)}]",
         "pflop": f"{float(first['pflop']):.4g}",
         "minutes": f"{statistics.mean(float(row['minutes']) for row in rows):.1f}",

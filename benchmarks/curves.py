@@ -10,13 +10,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 
 def draw(rows: Sequence[dict[str, str]], path: Path) -> None:
-    """Validation accuracy and training loss against epochs, a line for each run.
+    """Validation accuracy (or loss) and training loss against epochs, a line for each run.
 
     Args:
         rows: of a ``*_curves.csv`` of :mod:`queue_rows`.
     """
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    panels = (("val/accuracy", "validation accuracy"), ("train/loss", "training loss"))
+    judged = "accuracy" if any(row["val/accuracy"] for row in rows) else "loss"
+    panels = ((f"val/{judged}", f"validation {judged}"), ("train/loss", "training loss"))
     for axes, (key, title) in zip(figure.subplots(1, 2), panels, strict=True):
         points: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row in rows:

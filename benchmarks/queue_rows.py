@@ -17,6 +17,7 @@ COLUMNS = (
     *("val_accuracy_gamma_0", "minutes", "pflop", "sample", "samples_per_second", "epochs"),
     *("parameters", "macs_per_sample"),
     *("precision", "cpu", "cores", "bf16_instructions", "torch", "commit", "date"),
+    *("test_loss", "val_loss"),
 )
 CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 CURVE_COLUMNS = ("run", "seed", "epoch", *CURVES)
@@ -29,6 +30,7 @@ def row_of(job: Job, folder: Path) -> dict[str, object]:
     facts = machine.facts()
     gammas, unit = summary["gamma"], summary["data"]["unit"]
     further = summary.get("further_tests", {})
+    classifies = "accuracy" in summary["val"]
     return {
         "run": job.run,
         "seed": job.seed,
@@ -42,7 +44,7 @@ def row_of(job: Job, folder: Path) -> dict[str, object]:
         "val_accuracy": summary["val"].get("accuracy", ""),
         "trained_on_val": summary["data"]["train_on_val"],
         "gamma": " ".join(f"{value:.4f}" for value in gammas.values()),
-        "val_accuracy_gamma_0": accuracy_without_gamma(folder) if gammas else "",
+        "val_accuracy_gamma_0": accuracy_without_gamma(folder) if gammas and classifies else "",
         **{key: summary[key] for key in ("pflop", "epochs", "parameters")},
         "sample": unit,
         "macs_per_sample": summary[f"macs_per_{unit}"],
@@ -52,6 +54,8 @@ def row_of(job: Job, folder: Path) -> dict[str, object]:
         **{key: facts[key] for key in ("cpu", "bf16_instructions", "torch", "date")},
         "cores": machine.cores(),
         "commit": " ".join(filter(None, [*summary["earlier_commits"], summary["commit"]])),
+        "test_loss": summary["test"].get("loss", ""),
+        "val_loss": summary["val"].get("loss", ""),
     }
 
 

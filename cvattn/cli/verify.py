@@ -32,9 +32,10 @@ class Contract:
     Attributes:
         command: ``python train.py ...``, without a seed.
         data: its name, and whether it is the JPEG copy: accuracies on that are lower.
-        metric: of the test set: "accuracy", or "accuracy_views" (see ``cvattn evaluate --views``).
-        mean: in percent, over ``seeds``.
-        expect: in percent; 95 % of single runs land in it.
+        metric: of the test set: "accuracy", "accuracy_views" (see ``cvattn evaluate --views``), or
+            "loss" of what makes images.
+        mean: over ``seeds``, in percent; a loss as it is.
+        expect: likewise; 95 % of single runs land in it.
         seeds: those that ``mean`` and ``expect`` come from.
         pflop: training cost, the same on any machine.
         minutes, machine, commit: of those runs; told, not judged.
@@ -143,14 +144,17 @@ def _check_data(name: str, contract: Contract) -> None:
 
 def _judge(contract: Contract, summary: Mapping[str, Any], console: Console) -> int:
     low, high = contract.expect
-    reached = 100 * summary["test"].get(contract.metric, float("nan"))
+    loss = contract.metric == "loss"
+    reached = (1 if loss else 100) * summary["test"].get(contract.metric, float("nan"))
+    digits = 4 if loss else 2
     inside = low <= reached <= high
     same_cost = abs(summary["pflop"] / contract.pflop - 1) <= 0.01
     table = Table(title="inside" if inside and same_cost else "OUTSIDE", title_justify="left")
     for column in ("", "promised", "now"):
         table.add_column(column, justify="right" if column else "left")
     name = "test accuracy, %" + (", with views" if contract.metric.endswith("views") else "")
-    table.add_row(name, f"{contract.mean:.2f}; 95 %: {low:.2f} to {high:.2f}", f"{reached:.2f}")
+    promised = f"{contract.mean:.{digits}f}; 95 %: {low:.{digits}f} to {high:.{digits}f}"
+    table.add_row("test loss" if loss else name, promised, f"{reached:.{digits}f}")
     table.add_row("data", contract.data, summary["data"]["label"])
     table.add_row("training PFLOP", f"{contract.pflop:.4f}", f"{summary['pflop']:.4f}")
     machine = summary["machine"]

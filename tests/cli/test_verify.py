@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from test_main import fails
 
 from cvattn.cli import main, verify
@@ -48,6 +49,26 @@ def test_the_interval_is_that_of_a_single_run():
     # Mean 11, standard deviation 2, of 3: 4.303 * 2 * sqrt(4 / 3) = 9.936.
     low, high = prediction_interval([11.0, 9.0, 13.0])
     assert (low, high) == (pytest.approx(1.064, abs=1e-3), pytest.approx(20.936, abs=1e-3))
+
+
+def test_a_loss_is_no_percentage(checkout, capsys):
+    rows = [row | {"test_accuracy": "", "test_loss": row["test_accuracy"]} for row in ROWS]
+    write(checkout, contract(rows))
+    (found,) = verify.contracts(checkout / "conf/recipe/sagan.yaml").values()
+    assert (found.mean, found.metric) == (0.11, "loss")
+    assert found.expect == (pytest.approx(0.0106), pytest.approx(0.2094))
+    summary = {
+        "test": {"loss": 0.2},
+        "pflop": 2.5e-06,
+        "data": {"label": "digits"},
+        "machine": {"cores": 2, "gpu": None, "processor": "Xeon"},
+        "minutes": 0.02,
+        "commit": "1234567",
+    }
+    console = Console(width=200)
+    assert verify._judge(found, summary, console) == 0
+    assert verify._judge(found, summary | {"test": {"loss": 0.3}}, console) == 1
+    assert "0.1100; 95 %: 0.0106 to 0.2094" in capsys.readouterr().out
 
 
 def test_what_is_written_can_be_read(checkout):

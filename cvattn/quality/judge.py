@@ -80,6 +80,7 @@ def judge(
     labels: Tensor | None = None,
     classifier: Callable[[Tensor], Tensor] | None = None,
     ladder: Sequence[Rung] = (),
+    among: int | None = None,
 ) -> Judgement:
     """Compare generated images with a data set.
 
@@ -88,8 +89,7 @@ def judge(
         reference = Reference(data, count=len(samples))
         judgement = judge(samples, reference)
 
-    Neighbours are looked for among all training images by pixels, and among those that were drawn
-    for the floor by features, since these are known.
+    Nearest training images are looked for by pixels among all of them, and by features among some.
 
     Args:
         samples: uint8 (N, C, H, W), of the data's channels and size, N = ``reference.count``.
@@ -99,12 +99,15 @@ def judge(
             ``lambda pixels: c.network(c.normalise(pixels.numpy()))``.
         ladder: the rungs of :func:`cvattn.quality.ladder` for the same reference, to be kept with
             the samples' distances; its floor is then not measured again.
+        among: how many training images are searched by features: copies of others are not found.
+            None = those that were drawn for the floor, whose features are known already.
 
     Raises:
         ValueError: samples of another kind or number; labels without a classifier, or the other way
-            round; a classifier of other classes.
+            round; a classifier of other classes; more training images than there are.
     """
     _check(samples, reference, labels, classifier)
+    searched = _searched(reference, among)
     info = reference.info
     features = extract(reference.network, samples)
     rungs = tuple(ladder) or (floor(reference),)
@@ -113,7 +116,6 @@ def judge(
         accuracy = _accuracy(samples, labels, classifier, reference)
     test = reference.drawn("test", 0)
     everything = torch.arange(len(reference.images("train")))
-    drawn = torch.cat([reference.drawn("train", n) for n in range(reference.draws)]).unique()
     return Judgement(
         data=info.name,
         fingerprint=info.fingerprint,
@@ -135,10 +137,20 @@ def judge(
             reference.network.name,
             features,
             reference.features("test", test),
-            reference.features("train", drawn),
-            drawn,
+            reference.features("train", searched),
+            searched,
         ),
     )
+
+
+def _searched(reference: Reference, among: int | None) -> Tensor:
+    if among is None:
+        draws = range(reference.draws)
+        return torch.cat([reference.drawn("train", draw) for draw in draws]).unique()
+    there = len(reference.images("train"))
+    if not 1 <= among <= there:
+        raise ValueError(f"among={among}: expected 1 to {there} training images")
+    return torch.randperm(there, generator=reference.generator("among"))[:among]
 
 
 def _check(

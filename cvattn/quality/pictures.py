@@ -1,10 +1,10 @@
 """Pictures of a judgement: samples beside the training images they are nearest to, the ladder."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from cvattn.quality.judge import Judgement
@@ -30,25 +30,21 @@ def draw_neighbours(
     from matplotlib.figure import Figure
 
     count = min(count, len(samples))
-    figure = Figure(figsize=(0.9 * count + 0.9, 4.6), layout="constrained")
-    grid = figure.subplots(4, count, squeeze=False)
-    for rows, found in zip(
-        (grid[:2], grid[2:]), (judgement.pixels, judgement.features), strict=True
-    ):
+    figure = Figure(figsize=(0.8 * count + 0.6, 4.6), layout="constrained")
+    parts: Any = figure.subfigures(2, 1)
+    for part, found in zip(parts, (judgement.pixels, judgement.features), strict=True):
+        rows = part.subplots(2, count, squeeze=False)
         for column, at in enumerate(found.distances.argsort(stable=True)[:count].tolist()):
             _show(rows[0, column], samples[at], f"{found.distances[at]:.3g}")
             _show(rows[1, column], train[found.nearest[at]], "")
-        alarm = ", more than chance brings" if found.alarm else ""
-        rows[0, 0].text(
-            -0.1,
-            1.45,
-            f"by {found.space}: {100 * found.share:.1f} % of the samples as near as the nearest "
-            f"{100 * found.test_share:.1f} % of the test images{alarm}",
-            transform=rows[0, 0].transAxes,
+        for row, text in zip(rows, ("sample", "nearest"), strict=True):
+            row[0].set_ylabel(text, fontsize=8)
+        alarm = "; more than chance brings" if found.alarm else ""
+        part.suptitle(
+            f"by {found.space}, among {found.among:,}: {100 * found.share:.1f} % of the samples\n"
+            f"as near as the nearest {100 * found.test_share:.1f} % of the test images{alarm}",
             fontsize=8,
         )
-    for row, text in enumerate(("sample", "nearest") * 2):
-        grid[row, 0].set_ylabel(text, fontsize=8)
     with whole_file(path) as file:
         figures.save(figure, file)
 
@@ -68,27 +64,39 @@ def draw_ladder(
     names = [figures.label(rung.name) for rung in rungs]
     for axes, pick in zip(panels, ("frechet", "kernel"), strict=True):
         found = [getattr(rung.distances, pick) for rung in rungs]
-        means = torch.tensor([each.mean for each in found])
-        below = means - torch.tensor([each.low for each in found])
-        above = torch.tensor([each.high for each in found]) - means
-        colours = ["#0072b2" if rung.kind == "floor" else "#888888" for rung in rungs]
-        errors = torch.stack((below, above)).clamp(min=0).numpy()
-        axes.barh(names, means.numpy(), color=colours, height=0.6)
-        axes.errorbar(means.numpy(), names, xerr=errors, fmt="none", ecolor="black", lw=1)
+        for name, rung, each in zip(names, rungs, found, strict=True):
+            reach = [[each.mean - each.low], [each.high - each.mean]]
+            colour = "#0072b2" if rung.kind == "floor" else "#555555"
+            axes.errorbar([each.mean], [name], xerr=reach, fmt="o", color=colour, ms=4, capsize=2)
         if samples is not None:
             mine = getattr(samples, pick)
             axes.axvline(mine.mean, color="#d55e00", lw=1.5, label=f"samples: {mine.mean:.4g}")
             axes.legend(fontsize=8, frameon=False)
         axes.set_xlabel(f"{found[0].name}, N = {found[0].count:,}", fontsize=9)
-        # The rungs lie orders of magnitude apart; a kernel distance may be below 0.
-        axes.set_xscale("symlog", linthresh=max(float(means[0].abs()), 1e-4))
+        _scale(axes, *(abs(value) for value in (found[0].low, found[0].high)))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="x", alpha=0.25)
+        axes.grid(alpha=0.25)
     panels[0].invert_yaxis()
     if title:
         figure.suptitle(figures.label(title), fontsize=10)
     with whole_file(path) as file:
         figures.save(figure, file)
+
+
+def _scale(axes: "Axes", *floor: float) -> None:
+    """Logarithmic above the floor: rungs lie orders of magnitude apart, and some below 0."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    near = max(*floor, 1e-9)
+    axes.set_xscale("symlog", linthresh=near, linscale=0.5)
+    low, high = axes.get_xlim()
+    first = math.ceil(math.log10(near))
+    powers = [10.0**n for n in range(first, max(first, math.ceil(math.log10(max(high, near)))) + 1)]
+    axes.set_xticks([value for value in (0.0, *powers) if low <= value <= high])
+    axes.xaxis.set_minor_locator(NullLocator())
+    # As plain text: powers in formulas need fonts that are not everywhere.
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.tick_params(labelsize=7)
 
 
 def _show(axes: "Axes", image: Tensor, text: str) -> None:

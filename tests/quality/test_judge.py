@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import COUNT
+from small_features import COUNT
 
 from cvattn.inference import open_classifier
 from cvattn.quality import draw_ladder, draw_neighbours, floor, judge, ladder
@@ -59,6 +59,20 @@ def test_copies_of_training_images_raise_both_alarms(digits, small):
     assert found.accuracy is None
     # The floor does not see it.
     assert found.samples.frechet.mean < 2 * found.floor.distances.frechet.high
+
+
+def test_copies_of_any_training_image_are_found_by_features_if_all_are_searched(digits, small):
+    known = torch.cat([small.drawn("train", draw) for draw in range(2)])
+    others = torch.ones(1257, dtype=torch.bool).index_fill(0, known, False).nonzero()[:COUNT, 0]
+    copies = digits.split("train").images[others]
+    assert not judge(copies, small).features.alarm
+    found = judge(copies, small, among=1257).features
+    assert found.alarm
+    assert found.among == 1257
+    assert found.distances.max() < 1e-5
+    assert judge(copies, small, among=300).features.among == 300
+    with pytest.raises(ValueError, match="among=1258: expected 1 to 1257 training images"):
+        judge(copies, small, among=1258)
 
 
 def test_accuracy_by_class(test_images, small):

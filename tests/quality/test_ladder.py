@@ -4,8 +4,8 @@ import importlib
 
 import pytest
 import torch
-from conftest import COUNT, Small
 from scipy.ndimage import gaussian_filter
+from small_features import COUNT, Small
 
 from cvattn.data import FashionMNISTData
 from cvattn.data.images import fashion_mnist_files

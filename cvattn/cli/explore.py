@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
         elif settings:
             raise CommandError(f"{settings[0]}: of readers, name images of lines instead")
     try:
-        page = explore(network, **chosen, layers=args.layer)
+        page = explore(network, **chosen, layers=args.layer, count=args.count or 24)
     except InferenceError:  # which has an exit code of its own
         raise
     except (ValueError, MemoryError) as error:

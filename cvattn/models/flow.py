@@ -24,7 +24,7 @@ def on_the_way(noise: Tensor, images: Tensor, times: Tensor) -> Tensor:
 
 
 def draw_noise(count: int, shape: tuple[int, ...], *, seed: int) -> Tensor:
-    """(count, *shape) float32 from a standard normal, on the CPU; more only adds to the end."""
+    """``(count, *shape)`` float32 from a standard normal, on the CPU; more only adds to the end."""
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randn(shape, generator=generator) for _ in range(count)])
 

@@ -130,6 +130,7 @@ def test_the_default_costs_0_14_gmac_for_a_digit_of_28_pixels():
     assert count_parameters(net) == pytest.approx(0.825e6, rel=0.01)
 
 
+@pytest.mark.slow
 def test_memory_is_predicted_for_all_inputs():
     net = UNet(1, classes=5, **SMALL)
     few, many = (predict_peak(net, *given(net, n, (64, 96)), training=True) for n in (8, 32))

@@ -21,7 +21,7 @@ def frozen_attention(channels: int) -> SelfAttention2d:
 
 
 def unet_attention(channels: int) -> SelfAttention2d:
-    """The form of U-Nets with at most 32 groups and heads of at most 64 channels."""
+    """The form of U-Nets: see :func:`norm_groups`; heads of at most 64 channels."""
     return SelfAttention2d.unet(channels, **_unet_sizes(channels))
 
 
@@ -113,7 +113,7 @@ class WideConvolution(nn.Module):
         # For each position: q, k, v and the output; a score and a weighted value for every key.
         attention = channels * (4 * channels + 2 * positions)
         hidden = max(1, round(attention / (channels * (kernel_size**2 + 1))))
-        self.norm = nn.GroupNorm(math.gcd(channels, 32), channels)
+        self.norm = nn.GroupNorm(norm_groups(channels), channels)
         reach = dilation * (kernel_size // 2)
         self.wide = nn.Conv2d(channels, hidden, kernel_size, padding=reach, dilation=dilation)
         self.out = nn.Conv2d(hidden, channels, 1)
@@ -123,5 +123,16 @@ class WideConvolution(nn.Module):
         return x + self.out(F.gelu(self.wide(self.norm(x))))
 
 
+def norm_groups(channels: int) -> int:
+    """Groups of a group norm: at most 32, of at least 4 channels each.
+
+    Groups of one channel would take from each map its mean: a network could not tell how bright an
+    image is, nor an attention block how strong a channel is in it. Karras et al., "Elucidating the
+    Design Space of Diffusion-Based Generative Models" (2022), have the same bounds in their code.
+    """
+    # A power of 2 that divides the channels, or at most a quarter of them, which then does too.
+    return max(1, min(math.gcd(channels, 32), channels // 4))
+
+
 def _unet_sizes(channels: int) -> dict[str, int]:
-    return {"groups": math.gcd(channels, 32), "head_dim": math.gcd(channels, 64)}
+    return {"groups": norm_groups(channels), "head_dim": math.gcd(channels, 64)}

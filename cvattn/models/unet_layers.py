@@ -12,6 +12,7 @@ from cvattn.models.controls import (
     BLOCKS,
     WideConvolution,
     frozen_unet_attention,
+    norm_groups,
     unet_window_attention,
 )
 
@@ -148,14 +149,7 @@ def time_waves(times: Tensor, waves: int) -> Tensor:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """At most 32 groups, of at least 4 channels each.
-
-    Groups of one channel would take from each map its mean, and the network could not tell how
-    bright an image is. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative
-    Models" (2022), have the same bounds in their code.
-    """
-    # A power of 2 that divides the channels, or at most a quarter of them, which then does too.
-    return nn.GroupNorm(max(1, min(math.gcd(channels, 32), channels // 4)), channels)
+    return nn.GroupNorm(norm_groups(channels), channels)
 
 
 def upsampling(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -61,7 +61,7 @@ class ByHand(UNet):
 
         def attend(name, x):
             channels = x.shape[1]
-            h = norm(f"{name}.norm", x, math.gcd(channels, 32), 1e-6)
+            h = norm(f"{name}.norm", x, groups[channels], 1e-6)
             heads = channels // math.gcd(channels, 64)
             q, k, v = (
                 conv(f"{name}.{each}", h).reshape(len(x), heads, channels // heads, -1)

@@ -119,7 +119,7 @@ def _content(
     weights = collect(generator.network, images, layers, forward=run)
     captions = [
         {
-            "name": f"{moment.name}, time {moment.time:.2f}",
+            "name": f"t={moment.time:.2f}, {moment.name}",
             "label": generator.classes[moment.label] if moment.label >= 0 else None,
             "guesses": [],
         }

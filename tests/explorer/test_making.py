@@ -45,10 +45,10 @@ def test_each_moment_is_a_step_of_the_way(path):
     page = explore_making(generator, count=2, classes=[2, 0], times=(0.0, 0.45), way=way)
     told = [(each["name"], each["label"]) for each in page.content.captions]
     assert told == [
-        ("image 0, time 0.00", "boot"),
-        ("image 0, time 0.40", "boot"),
-        ("image 1, time 0.00", "shirt"),
-        ("image 1, time 0.40", "shirt"),
+        ("t=0.00, image 0", "boot"),
+        ("t=0.40, image 0", "boot"),
+        ("t=0.00, image 1", "shirt"),
+        ("t=0.40, image 1", "shirt"),
     ]
     names = [block.name for block in page.content.weights.blocks]
     assert names == ["down1.attention", "middle.attention", "up1.attention"]
@@ -83,7 +83,7 @@ def test_a_completion_is_shown_on_its_way(path):
     page = explore_making(
         generator, pixels=pixels, known=known, names=["a", "b"], times=(0.9,), way=way, rounds=2
     )
-    assert [each["name"] for each in page.content.captions] == ["a, time 0.90", "b, time 0.90"]
+    assert [each["name"] for each in page.content.captions] == ["t=0.90, a", "t=0.90, b"]
     # Nine tenths of what is known are there by then.
     near = np.corrcoef(page.content.pictures[..., 0][known], pixels[:, 0][known])[0, 1]
     far = np.corrcoef(page.content.pictures[..., 0][~known], pixels[:, 0][~known])[0, 1]
@@ -112,7 +112,7 @@ def test_the_command(path, tmp_path, capsys):
     Image.new("L", SIZE[::-1], 99).save(tmp_path / "grey.png")
     given = [str(path), str(tmp_path / "grey.png"), "-o", str(page)]
     assert main(["explore", *given, "--mask", "right"]) == 0
-    assert "grey.png, time 0.80" in page.read_text()
+    assert "t=0.80, grey.png" in page.read_text()
     for arguments, said in (
         (given, "IMAGE... and --mask go together"),
         ([str(path), "--mask", "left"], "IMAGE... and --mask go together"),

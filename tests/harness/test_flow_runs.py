@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import cvattn
 from cvattn.harness import ConfigError
 from cvattn.harness.reporting.csv_log import read_metrics
+from cvattn.inference import Way, open_generator
+from cvattn.inference.grids import image_grid
 from cvattn.tasks import FlowTask
 
 FLOW = [
@@ -47,6 +51,11 @@ def test_a_run_is_judged_by_its_loss_and_leaves_pictures(run, tmp_path, capsys):
         assert (folder / name).read_bytes().startswith(b"\x89PNG"), name
     network = cvattn.load(folder / "checkpoints" / "last.ckpt")
     assert (network.classes, network.timed, network.patch_size) == (10, True, 4)
+    # The picture is of the weights that are kept: the averaged ones.
+    generator = open_generator(folder / "checkpoints" / "last.ckpt")
+    pixels, _ = generator.sample(10, way=Way(steps=2))
+    with Image.open(folder / "samples" / "epoch_002.png") as picture:
+        assert np.array_equal(np.asarray(picture), np.asarray(image_grid(pixels, 10)))
     printed = capsys.readouterr().out
     assert f"val {best:.4f}" in printed
     assert "python -m cvattn sample" in printed

@@ -117,7 +117,7 @@ def _content(
 
     images = torch.cat([moment.image for moment in moments])
     weights = collect(generator.network, images, layers, forward=run)
-    captions = [
+    captions: list[dict[str, Any]] = [
         {
             "name": f"t={moment.time:.2f}, {moment.name}",
             "label": generator.classes[moment.label] if moment.label >= 0 else None,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 CELL, SIDE = 2, 16
 PERIODS, HOLES = (3, 6), 0.1
-COPIES, NOISE = 32, 0.25
+COPIES, NOISE = 32, 0.2
 OCTAVES = 4
 
 
@@ -139,7 +139,7 @@ SHARE = "of the variance"
 TASKS = {
     "mirror": Task(mirror, 4 + 4 * OCTAVES, 8, 300, explained, 1.0, SHARE, (7, 5)),
     "half turn": Task(half_turn, 4 + 4 * OCTAVES, 8, 300, explained, 1.0, SHARE, (7, 5)),
-    "texture": Task(texture, 4, 8, 800, explained, 1.0, SHARE, (7, 2)),
+    "texture": Task(texture, 4, 8, 800, explained, 1.0, SHARE, (7, 3)),
     "denoise": Task(denoise, 3, 4, 2000, gained, most_gain(), "dB", (7, 1)),
 }
 

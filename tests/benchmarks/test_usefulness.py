@@ -114,7 +114,7 @@ def test_what_is_asked_for_is_not_given(name):
     assert images.truth.square().mean().item() == pytest.approx(1.0, abs=0.05)
     asked = images.asked.expand_as(images.truth)
     if name == "denoise":
-        assert (images.given - images.truth).std().item() == pytest.approx(0.25, abs=0.01)
+        assert (images.given - images.truth).std().item() == pytest.approx(0.2, abs=0.01)
         assert asked.all()
     else:
         assert not images.given[:, :3][asked].any()
@@ -142,7 +142,7 @@ def test_the_wide_convolution_costs_what_attention_does(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_a_cnn_with_attention_reaches_95_percent_of_what_is_possible(name):
-    """The block is of use: of the seeds 0 to 3 the lowest share was 0.96."""
+    """The block is of use: the lowest share of seeds 3 and 4 was 0.97."""
     task = TASKS[name]
     reached = usefulness.score(task, usefulness.trained(task, usefulness.ATTENTION, seed=5), seed=5)
     assert reached >= 0.95 * task.ceiling

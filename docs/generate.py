@@ -50,6 +50,8 @@ def all_pages(docs: Path) -> None:
     (docs / "generated" / "deletion.md").write_text(deletion_tables(results))
     (docs / "generated" / "randomised.md").write_text(randomised_table(results))
     (docs / "generated" / "quality.md").write_text(quality_table(results))
+    (docs / "generated" / "usefulness.md").write_text(usefulness_table(results))
+    (docs / "generated" / "usefulness_filters.md").write_text(filters_table(results))
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         shutil.copy(notebook, docs / "notebooks")
 
@@ -355,6 +357,52 @@ def quality_table(results: Path) -> str:
         f"{first['torch']}, commit {first['commit']}."
     )
     return "\n".join([*parts, "", told, ""])
+
+
+def usefulness_table(results: Path) -> str:
+    """What share of its task's ceiling each network reaches, and what it costs."""
+    rows = _rows(results / "usefulness.csv")
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    parts = [f"| % of the ceiling | ceiling | {' | '.join(arms)} | steps |"]
+    parts.append("|---" * (len(arms) + 3) + "|")
+    for task in dict.fromkeys(row["task"] for row in rows):
+        mine = [row for row in rows if row["task"] == task]
+        first = mine[0]
+        whole = f"{float(first['ceiling']):.2f} dB" if first["unit"] == "dB" else "all"
+        cells = [_percent(row["share"] for row in mine if row["arm"] == arm) for arm in arms]
+        steps = f"{first['steps']} of {first['batch']} images"
+        parts.append(f"| {task} | {whole} | {' | '.join(cells)} | {steps} |")
+    costs = (
+        f"{arm} {_millions(rows, arm, 'block_macs')} of {_millions(rows, arm, 'macs')}"
+        for arm in arms
+    )
+    total = sum(float(row["pflop"]) for row in rows)
+    said = f"Millions of multiply-accumulates, block of network: {', '.join(costs)}. "
+    said += f"All {len(rows)} trainings cost {total:.3f} PFLOP. "
+    return "\n".join([*parts, "", said + _made_with(rows), ""])
+
+
+def filters_table(results: Path) -> str:
+    """The wide convolution with each filter, and with the best for four times as long."""
+    rows, longer = (_rows(results / f"usefulness_{name}.csv") for name in ("filters", "longer"))
+    filters = list(dict.fromkeys(row["filter"] for row in rows))
+    parts = [f"| % of the ceiling | {' | '.join(filters)} | the best, 4 x the steps |"]
+    parts.append("|---" * (len(filters) + 2) + "|")
+    for again in longer:
+        mine = [row for row in rows if row["task"] == again["task"]]
+        cells = [_percent(row["share"] for row in mine if row["filter"] == of) for of in filters]
+        long = f"{_percent([again['share']])} ({again['filter']})"
+        parts.append(f"| {again['task']} | {' | '.join(cells)} | {long} |")
+    first = rows[0]
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in (*rows, *longer)))
+    said = f"Seed {first['seed']}. {first['cpu']}, torch {first['torch']}, commit {commits}."
+    return "\n".join([*parts, "", said, ""])
+
+
+def _millions(rows: list[dict[str, str]], arm: str, key: str) -> str:
+    values = [int(row[key]) / 1e6 for row in rows if row["arm"] == arm]
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _percent(shares: Iterable[str]) -> str:

@@ -40,12 +40,16 @@ def test_half_precision_loses_what_the_formula_loses(autocast):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["unet", "window", "convolution"])
-def test_it_compiles_in_one_graph(attention):
+@pytest.mark.parametrize(
+    # Whether it is one graph does not depend on who makes code of it, which takes most of the time.
+    ("attention", "backend"),
+    [("unet", "inductor"), ("window", "aot_eager"), ("convolution", "aot_eager")],
+)
+def test_it_compiles_in_one_graph(attention, backend):
     net = filled(2, classes=3, attention=attention, multipliers=(1, 2), attention_at=(1,))
     images, times, labels = given(net)
     ours = copy.deepcopy(net)
-    ours.compile(fullgraph=True)
+    ours.compile(fullgraph=True, backend=backend)
     found = outcome(ours, images, times, labels=labels)
     assert_accurate(found, outcome, net, images, times, labels=labels)
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import usefulness  # noqa: E402
+import usefulness_tasks  # noqa: E402
 from usefulness_tasks import TASKS  # noqa: E402
 
 
@@ -122,6 +123,16 @@ def test_what_is_asked_for_is_not_given(name):
         assert torch.equal(images.given[:, :3][~asked], images.truth[~asked])
     again = TASKS[name].draw(64, torch.Generator().manual_seed(11))
     assert all(torch.equal(one, other) for one, other in zip(images, again, strict=True))
+
+
+def test_of_every_hole_there_is_a_copy_to_be_seen(monkeypatch):
+    """Also where nearly all cells are holes."""
+    monkeypatch.setattr(usefulness_tasks, "HOLES", 0.9)
+    images = TASKS["texture"].draw(32, torch.Generator().manual_seed(13))
+    cells, seen = cells_of(images.truth).flatten(1, 2), ~images.asked[:, 0, ::2, ::2].flatten(1)
+    copies = (distances(cells, cells) < 1e-3) & seen[:, None]
+    assert (~seen).float().mean() > 0.5
+    assert copies.any(2).all()
 
 
 @pytest.mark.parametrize("name", TASKS)

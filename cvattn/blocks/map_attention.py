@@ -16,7 +16,7 @@ from cvattn.blocks.map_checks import (
     refuse_batch_norm,
 )
 from cvattn.blocks.plain_layers import is_plain
-from cvattn.core.initial_values import reset_with
+from cvattn.core.initial_values import start_at_zero
 from cvattn.core.observed import Observers
 
 CONVOLUTIONS: dict[int, Callable[..., Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -76,8 +76,7 @@ class MapAttention(nn.Module):
             self.proj = conv(widths[1], in_channels, 1, **like)
         self.gamma: nn.Parameter | None = None
         if gamma_init is None:
-            reset_with(cast(nn.Module, self.proj), _fill_zero)
-            _fill_zero(self.proj)
+            start_at_zero(cast(nn.Module, self.proj))
         else:
             self.gamma = nn.Parameter(torch.full((1,), float(gamma_init), **like))
 
@@ -212,8 +211,3 @@ def unet_form(in_channels: int, head_dim: int | None, groups: int) -> dict[str, 
         "scale": None,
         "gamma_init": None,
     }
-
-
-def _fill_zero(layer: Any) -> None:
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)

@@ -21,6 +21,7 @@ from cvattn.inference.timm_network import TimmNetwork, open_timm
 from cvattn.models import Reader
 
 TIMM = "timm/"
+_SHOWN = 24  # images of the data
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -28,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     args = _parser().read(arguments)
     if args.count is not None and args.count < 1:
         raise CommandError(f"--count {args.count} must be at least 1")
+    count = _SHOWN if args.count is None else args.count
     settings = [text for text in args.images if text.startswith(("data=", "data."))]
     files = [text for text in args.images if text not in settings]
     if files and settings:
@@ -53,11 +55,11 @@ def run(arguments: Sequence[str]) -> int:
         if files:
             chosen, failed = _from_files(network, args.network, files)
         elif not isinstance(network, Reader):
-            chosen = _from_data(network, args.network, settings, args.count or 24)
+            chosen = _from_data(network, args.network, settings, count)
         elif settings:
             raise CommandError(f"{settings[0]}: of readers, name images of lines instead")
     try:
-        page = explore(network, **chosen, layers=args.layer, count=args.count or 24)
+        page = explore(network, **chosen, layers=args.layer, count=count)
     except InferenceError:  # which has an exit code of its own
         raise
     except (ValueError, MemoryError) as error:

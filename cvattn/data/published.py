@@ -4,26 +4,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from cvattn.data import download, remote
 from cvattn.data.checks import DataError
 from cvattn.system import is_offline
 
-
-class Copy(Protocol):
-    """A copy on disk."""
-
-    @property
-    def paths(self) -> tuple[Path, ...]: ...
-
-    @property
-    def words(self) -> str:
-        """Where it is, for people."""
-        ...
-
-
-C = TypeVar("C", bound=Copy)
+Copy = TypeVar("Copy")  # of the data set, on disk
 
 
 @dataclass(frozen=True)
@@ -44,8 +31,8 @@ class Published:
 
     def obtain(
         self,
-        find: Callable[[], C | None],
-        problem: Callable[[C], tuple[Path, str] | None],
+        find: Callable[[], Copy | None],
+        problem: Callable[[Copy], tuple[Path, str] | None],
     ) -> None:
         """Check what is there, download what is not; one process at a time.
 
@@ -58,15 +45,15 @@ class Published:
                 seconds, with what was tried), or ``CVATTN_OFFLINE=1`` and nothing to read.
         """
         found = find()
-        if found is not None and problem(found) is None:
-            return
-        if found is None and is_offline():
+        if found is not None:
+            if (wrong := problem(found)) is None:
+                return
+            _refuse_unless_ours(*wrong)
+        elif is_offline():
             raise DataError(
                 f"{self.title} is not in {self.root} and CVATTN_OFFLINE forbids downloads; "
                 + self.to_do
             )
-        if found is not None:
-            _refuse_unless_ours(found, problem(found))
         with download.lock(self.root):
             # Another process may have finished while this one waited. Twice: a fresh download
             # that is damaged as well is fetched once more.
@@ -77,7 +64,7 @@ class Published:
                 elif (wrong := problem(found)) is None:
                     return
                 else:
-                    kept = download.set_aside(_refuse_unless_ours(found, wrong))
+                    kept = download.set_aside(_refuse_unless_ours(*wrong))
                     print(f"set aside as damaged: {kept}", file=sys.stderr)
             found = find()
             if found is None or problem(found) is not None:
@@ -105,9 +92,8 @@ def promise(sources: Sequence[remote.Source]) -> tuple[remote.Promise | None, st
     return min(answered, key=lambda p: p.seconds or 0.0, default=None), tried
 
 
-def _refuse_unless_ours(found: Copy, wrong: tuple[Path, str] | None) -> Path:
+def _refuse_unless_ours(path: Path, what: str) -> Path:
     """The damaged file, if it may be fetched again; DataError if not."""
-    path, what = wrong or (found.paths[0], "is damaged")
     if not download.is_ours(path):
         raise DataError(
             f"{path} {what}; it is not a file that we downloaded, so it stays as it is: "

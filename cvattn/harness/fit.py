@@ -27,7 +27,7 @@ from cvattn.harness.reporting import panels
 from cvattn.harness.reporting.console import plain_console, quiet
 from cvattn.harness.reporting.progress import ProgressLines, Throughput
 from cvattn.harness.reporting.run_pictures import draw_run
-from cvattn.harness.reporting.summary import write_summary
+from cvattn.harness.reporting.summary import score_of, write_summary
 from cvattn.harness.run_state import RunState
 from cvattn.harness.stopping import Stopping, stoppable
 from cvattn.system.files import remove_leftovers
@@ -59,7 +59,7 @@ def fit(cfg: DictConfig) -> float:
             if cfg.get("resume") != "auto":
                 raise
             plain_console().print(f"Nothing to do: {done}", soft_wrap=True)
-            return _number(done.summary.get("score"))
+            return score_of(done.summary)
 
 
 def _carry_out(run: Run, stopping: Stopping) -> float:
@@ -101,7 +101,6 @@ def _carry_out(run: Run, stopping: Stopping) -> float:
             logger.experiment.finish()  # else it is open until the process ends, across a sweep
     criterion = run.task.criterion
     best = _best(trainer, metrics, criterion)
-    score = criterion.score(best)
     if trainer.is_global_zero:
         run.network.float()  # a precision of "true" has converted it; what follows is in float32
         average = averaged(trainer.callbacks)  # type: ignore[attr-defined]
@@ -113,7 +112,6 @@ def _carry_out(run: Run, stopping: Stopping) -> float:
             "weights": "averaged" if average is not None and average.begun else "trained",
             "val": _part(metrics, "val/"),
             "criterion": criterion._asdict() | {"best": best},
-            "score": score,
             "test": _part(tested, "test/"),
             **run.told,
             **({"further_tests": further} if further else {}),
@@ -125,7 +123,7 @@ def _carry_out(run: Run, stopping: Stopping) -> float:
         }
         write_summary(run.folder / "summary.json", summary)
         panels.show_end(console, summary, run)
-    return score
+    return criterion.score(best)
 
 
 def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:

@@ -1,7 +1,7 @@
 """A network that makes images, and what it needs to be used."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +12,9 @@ from cvattn.core.devices import device_of
 from cvattn.inference.errors import InferenceError, NotFiniteError
 from cvattn.inference.image_network import ImageNetwork, facts_of, makes_images
 from cvattn.inference.network import open_network
-from cvattn.models.flow import Guided, Solver, complete, draw_noise, generate
+from cvattn.models.flow import Guided, Solver, Watch, complete, draw_noise, generate, unwatched
 
 BATCH = 64
-# Called with the normalised samples of a batch and their time, at 0 and after each step.
-Watch = Callable[[Tensor, float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class Generator(ImageNetwork):
         *,
         classes: Sequence[int] = (),
         way: Way | None = None,
-        watch: Watch | None = None,
+        watch: Watch = unwatched,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Make images.
 
@@ -62,7 +60,8 @@ class Generator(ImageNetwork):
             count: how many.
             classes: their labels, one after the other and over again; () for all classes in turn.
             way: how they are made.
-            watch: may look at them on their way.
+            watch: called with the normalised samples of a batch and their time, at 0 and after each
+                step.
 
         Returns:
             pixels, uint8 (count, C, H, W), and their labels, int64 (count,); of a network that is
@@ -83,7 +82,7 @@ class Generator(ImageNetwork):
                 told.to(self.device) if self.labelled else None,
                 steps=way.steps,
                 solver=way.solver,
-                after=_watched(watch),
+                watch=watch,
             )
             for begin, told in zip(noise.split(BATCH), labels.split(BATCH), strict=True)
         ]
@@ -97,7 +96,7 @@ class Generator(ImageNetwork):
         classes: Sequence[int] = (),
         rounds: int = 5,
         way: Way | None = None,
-        watch: Watch | None = None,
+        watch: Watch = unwatched,
     ) -> np.ndarray:
         """Make what is hidden of images anew; see :func:`cvattn.models.flow.complete`.
 
@@ -121,8 +120,8 @@ class Generator(ImageNetwork):
             steps=way.steps,
             solver=way.solver,
             rounds=rounds,
-            seed=way.seed,
-            after=_watched(watch),
+            seed=-1 - way.seed,  # no seed of ways that begin: the noise must be other noise
+            watch=watch,
         )
         return np.where(known[:, None], pixels, self._to_pixels(made))
 
@@ -157,17 +156,6 @@ class Generator(ImageNetwork):
         if not images.isfinite().all():
             raise NotFiniteError
         return self.pixels(images).transpose(0, 3, 1, 2)
-
-
-def _watched(watch: Watch | None) -> Callable[[Tensor, float], Tensor] | None:
-    if watch is None:
-        return None
-
-    def look(images: Tensor, time: float) -> Tensor:
-        watch(images, time)
-        return images
-
-    return look
 
 
 def open_generator(path: str | os.PathLike[str], device: str = "cpu") -> Generator:

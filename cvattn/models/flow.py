@@ -15,6 +15,11 @@ from torch import Tensor
 Solver = Literal["euler", "heun"]
 # images (B, C, H, W), times (B,) in 0..1 and labels (B,), or None -> velocities (B, C, H, W).
 Velocity = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Watch = Callable[[Tensor, float], None]  # samples and their time
+
+
+def unwatched(samples: Tensor, time: float) -> None:
+    """Where nobody looks at the samples on their way."""
 
 
 def on_the_way(noise: Tensor, images: Tensor, times: Tensor) -> Tensor:
@@ -47,8 +52,10 @@ class Guided:
         self.no_label = no_label
 
     def __call__(self, images: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
-        if self.guidance == 1.0 or labels is None:
+        if self.guidance == 1.0:
             return self.velocity(images, times, labels)
+        if labels is None:
+            raise ValueError(f"guidance={self.guidance} goes towards a class; labels are needed")
         none = torch.full_like(labels, self.no_label)
         both = self.velocity(
             torch.cat([images, images]), torch.cat([times, times]), torch.cat([labels, none])
@@ -65,7 +72,7 @@ def generate(
     *,
     steps: int = 20,
     solver: Solver = "heun",
-    after: Callable[[Tensor, float], Tensor] | None = None,
+    watch: Watch = unwatched,
 ) -> Tensor:
     """Follow the velocity from noise to images in equal steps.
 
@@ -74,8 +81,7 @@ def generate(
         noise: (B, C, H, W), where the ways begin.
         labels: (B,) int64, or None for a network without classes.
         steps: how many; the solver "euler" asks the network once for each, "heun" twice.
-        after: called with the samples and their time, at 0 and after each step; gives the samples
-            to go on with.
+        watch: called with the samples and their time, at 0 and after each step.
 
     Returns:
         (B, C, H, W), images as the network has learned them: normalised.
@@ -87,10 +93,11 @@ def generate(
         raise ValueError(f"solver={solver!r}; expected one of {get_args(Solver)}")
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
-    x = noise if after is None else after(noise, 0.0)
+    x = noise
+    watch(x, 0.0)
     for step in range(steps):
         x = _stepped(velocity, x, labels, step / steps, (step + 1) / steps, solver)
-        x = x if after is None else after(x, (step + 1) / steps)
+        watch(x, (step + 1) / steps)
     return x
 
 
@@ -106,7 +113,7 @@ def complete(
     solver: Solver = "heun",
     rounds: int = 5,
     seed: int = 0,
-    after: Callable[[Tensor, float], Tensor] | None = None,
+    watch: Watch = unwatched,
 ) -> Tensor:
     """Fill what is hidden of images so that it fits the rest; what is known stays, bit for bit.
 
@@ -115,11 +122,11 @@ def complete(
     between (Lugmayr et al., "RePaint", 2022, there for diffusion).
 
     Args:
-        velocity, noise, labels, steps, solver, after: as in :func:`generate`.
+        velocity, noise, labels, steps, solver, watch: as in :func:`generate`.
         images: (B, C, H, W), normalised.
         known: bool (B, 1, H, W), True where the image is known.
         rounds: 1 makes each step once.
-        seed: of the noise on the ways back.
+        seed: of the noise on the ways back; another than that of ``noise``.
     """
     if known.dtype != torch.bool or known.shape != (len(images), 1, *images.shape[2:]):
         raise ValueError(
@@ -129,7 +136,8 @@ def complete(
     if steps < 1 or rounds < 1:
         raise ValueError(f"steps={steps} and rounds={rounds} must be at least 1")
     generator = torch.Generator().manual_seed(seed)
-    x = noise if after is None else after(noise, 0.0)
+    x = noise
+    watch(x, 0.0)
     for step in range(steps):
         begin, end = step / steps, (step + 1) / steps
         for again in range(rounds if end < 1.0 else 1):
@@ -138,7 +146,7 @@ def complete(
                 x = _back(x, end, begin, fresh)
             x = _stepped(velocity, x, labels, begin, end, solver)
             x = torch.where(known, (1.0 - end) * noise + end * images, x)
-        x = x if after is None else after(x, end)
+        watch(x, end)
     return torch.where(known, images, x)
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from cvattn import checkpoint
+from cvattn.models import UNet
 
 MEAN, STD = 0.3045637, 0.3233967  # of the digits
 DIGITS = {
@@ -26,6 +27,32 @@ VIT = {
 }
 READER = {"target_vocab": 6, "embed_dim": 12, "num_heads": 3, "ffn_dim": 17, "stem": [4, 6]}
 READER_META = {"alphabet": list("aé界"), "max_length": 7, "height": 32, "mean": [0.3], "std": [0.4]}
+UNET = {
+    "in_channels": 3,
+    "image_size": [6, 10],
+    "width": 6,
+    "multipliers": [1, 2],
+    "attention_at": [1],
+}
+UNET_META = {
+    "classes": ["shirt", "a/bag", "boot"],
+    "mean": [0.4, 0.5, 0.3],
+    "std": [0.25, 0.2, 0.3],
+    "image_size": [6, 10],
+    "channels": 3,
+}
+
+
+def write_unet(path, **args):
+    """A checkpoint of a U-Net of three classes, none of whose parts does nothing; its path."""
+    torch.manual_seed(7)
+    args = UNET | {"classes": 3} | args
+    network = UNet(**args)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    checkpoint.save(path, network, args=args, meta=UNET_META)
+    return path
 
 
 def write(path, cls, args, meta, images=None):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_sample import ARGS, META, written
+from small_networks import UNET, UNET_META, write_unet
 
 from cvattn import checkpoint
 from cvattn.cli import main
@@ -13,7 +13,7 @@ from cvattn.models import UNet
 from cvattn.models.weight_files import find_weights
 from cvattn.quality.features import PACKAGE
 
-DIGITS = META | {
+DIGITS = UNET_META | {
     "classes": list("0123456789"),
     "mean": [0.3, 0.3, 0.3],
     "std": [0.32, 0.32, 0.32],
@@ -24,7 +24,7 @@ DIGITS = META | {
 
 @pytest.fixture
 def digits(tmp_path):
-    args = ARGS | {"classes": 10, "image_size": [32, 32]}
+    args = UNET | {"classes": 10, "image_size": [32, 32]}
     torch.manual_seed(3)
     checkpoint.save(tmp_path / "unet.ckpt", UNet(**args), args=args, meta=DIGITS)
     return tmp_path / "unet.ckpt"
@@ -53,7 +53,7 @@ def test_figures_of_a_network_that_makes_noise(digits, sagan, tmp_path, capsys):
 
 
 def test_refusals(digits, sagan, tmp_path, capsys):
-    other = written(tmp_path / "other.ckpt")
+    other = write_unet(tmp_path / "other.ckpt")
     for arguments, said in (
         ([str(sagan[0])], "makes no images"),
         ([str(other)], "does not say what data it was trained on"),

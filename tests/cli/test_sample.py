@@ -4,45 +4,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_networks import UNET, UNET_META, write_unet
 from torch import nn
 
 from cvattn import checkpoint
 from cvattn.cli import main
 from cvattn.data.image_files import read_picture
 from cvattn.inference.generator import Way, open_generator
-from cvattn.models import UNet
+from cvattn.models import flow
 
-SIZE = (6, 10)
-ARGS = {
-    "in_channels": 3,
-    "image_size": list(SIZE),
-    "width": 6,
-    "multipliers": [1, 2],
-    "attention_at": [1],
-}
-META = {
-    "classes": ["shirt", "a/bag", "boot"],
-    "mean": [0.4, 0.5, 0.3],
-    "std": [0.25, 0.2, 0.3],
-    "image_size": list(SIZE),
-    "channels": 3,
-}
-
-
-def written(path, **args):
-    torch.manual_seed(7)
-    args = ARGS | {"classes": 3} | args
-    network = UNet(**args)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    checkpoint.save(path, network, args=args, meta=META)
-    return path
+SIZE = tuple(UNET_META["image_size"])
 
 
 @pytest.fixture
 def unet(tmp_path):
-    return written(tmp_path / "unet.ckpt")
+    return write_unet(tmp_path / "unet.ckpt")
 
 
 def sampled(path, folder, *arguments) -> dict[str, np.ndarray]:
@@ -84,7 +60,7 @@ def test_pixels_are_those_of_the_network_followed_by_hand(unet):
     with torch.no_grad():
         for step in range(4):
             x = x + generator.network(x, torch.full((2,), step / 4), torch.tensor([1, 1])) / 4
-    mean, std = (torch.tensor(META[name]).view(3, 1, 1) for name in ("mean", "std"))
+    mean, std = (torch.tensor(UNET_META[name]).view(3, 1, 1) for name in ("mean", "std"))
     want = ((x * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     assert np.abs(pixels.astype(int) - want.numpy().astype(int)).max() <= 1  # a rounded half
     assert (pixels != want.numpy()).mean() < 0.02
@@ -114,8 +90,26 @@ def test_completions_keep_what_is_known_and_differ_elsewhere(unet, tmp_path, cap
     assert "what of it was kept, and 3 completions of it" in capsys.readouterr().out
 
 
+def test_a_completion_goes_back_with_other_noise_than_it_began_with(unet, monkeypatch):
+    generator, back, fresh = open_generator(unet), flow._back, []
+
+    def seen(x, now, then, noise):
+        fresh.append(noise)
+        return back(x, now, then, noise)
+
+    monkeypatch.setattr(flow, "_back", seen)
+    pixels, known = np.zeros((1, 3, *SIZE), np.uint8), np.zeros((1, *SIZE), bool)
+    generator.complete(pixels, known, rounds=3, way=Way(steps=2, seed=4))
+    began = flow.draw_noise(1, (3, *SIZE), seed=4)
+    assert len(fresh) == 2
+    for noise in fresh:
+        together = torch.stack([noise.flatten(), began.flatten()])
+        assert abs(torch.corrcoef(together)[0, 1]) < 0.3
+    assert not torch.equal(*fresh)
+
+
 def test_a_network_that_is_told_no_class(tmp_path, capsys):
-    path = written(tmp_path / "free.ckpt", classes=0)
+    path = write_unet(tmp_path / "free.ckpt", classes=0)
     assert list(sampled(path, tmp_path / "a", "-n", "2")) == ["00000", "00001"]
     for options, said in (
         (["--class", "boot"], "told no class"),
@@ -149,10 +143,10 @@ def test_refusals_name_what_is_wrong_and_write_nothing(unet, sagan, tmp_path, ca
 
 
 def test_a_network_of_no_use_says_so(tmp_path, capsys):
-    path = written(tmp_path / "unet.ckpt")
+    path = write_unet(tmp_path / "unet.ckpt")
     generator = open_generator(path)
     nn.init.constant_(generator.network.head.weight, float("nan"))
-    checkpoint.save(path, generator.network, args=ARGS | {"classes": 3}, meta=META)
+    checkpoint.save(path, generator.network, args=UNET | {"classes": 3}, meta=UNET_META)
     assert main(["sample", str(path), "-n", "2", "-o", str(tmp_path / "x.png")]) == 1
     assert not (tmp_path / "x.png").exists()
 

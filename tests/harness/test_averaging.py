@@ -80,7 +80,7 @@ def test_the_weights_that_are_judged_saved_and_tested(run, weights, tmp_path, gi
     images, labels = map(torch.cat, zip(*data.val_dataloader(), strict=True))
     with torch.no_grad():
         accuracy = (best(images).argmax(-1) == labels).float().mean().item()
-    assert summary["score"] == pytest.approx(accuracy, abs=1e-6)
+    assert summary["criterion"]["best"] == pytest.approx(accuracy, abs=1e-6)
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def test_a_run_leaves_what_a_person_needs(run, tmp_path, capsys):
     assert summary["data"]["name"] == "digits"
     assert summary["data"]["official_pixels"] is None
     assert 0 <= summary["test"]["accuracy"] <= 1
-    assert summary["score"] == best
+    assert summary["criterion"]["best"] == best
     assert summary["images"] == 300
     assert summary["pflop"] == pytest.approx(6 * summary["macs_per_image"] * 300 / 1e15)
     assert summary["gamma"].keys() == {"attention.stage2"}

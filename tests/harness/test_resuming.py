@@ -130,7 +130,7 @@ def test_more_steps_go_on_in_the_same_epoch(go):
 @pytest.mark.slow
 def test_a_moved_run_keeps_its_best(go, tmp_path, monkeypatch):
     folder = go("here")
-    best = json.loads((folder / "summary.json").read_text())["score"]
+    best = json.loads((folder / "summary.json").read_text())["criterion"]["best"]
     before = (folder / "checkpoints" / "best.ckpt").read_bytes()
     shutil.move(folder, tmp_path / "there")
     honest = ClassificationTask.validation_step
@@ -141,7 +141,7 @@ def test_a_moved_run_keeps_its_best(go, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ClassificationTask, "validation_step", worse)
     folder = go("there", "trainer.max_epochs=3", ckpt="checkpoints/last.ckpt")
-    assert json.loads((folder / "summary.json").read_text())["score"] == best
+    assert json.loads((folder / "summary.json").read_text())["criterion"]["best"] == best
     assert (folder / "checkpoints" / "best.ckpt").read_bytes() == before
     assert not (tmp_path / "here").exists()
 

@@ -74,7 +74,7 @@ def test_strings_from_end_to_end(run, tmp_path, capsys):
     best = run(TRANSFORMER)
     summary = summary_of(tmp_path)
     assert summary["data"]["name"] == "reverse"
-    assert summary["score"] == best
+    assert summary["criterion"]["best"] == best
     assert 0 <= summary["test"]["accuracy"] <= 1
     assert {"loss", "accuracy", "token_accuracy", "cer"} == set(summary["test"])
     assert summary["strings"] == 60

@@ -60,7 +60,6 @@ def test_the_table_has_what_differs_and_the_best_first(tmp_path, mode, seeds):
         summary = {
             "overrides": ["data=digits", f"seed={seed}"],
             "criterion": {"metric": "val/accuracy", "mode": mode, "best": accuracy},
-            "score": accuracy if mode == "max" else -accuracy,
             "minutes": 1.5,
             "pflop": 0.25,
         }
@@ -81,7 +80,6 @@ def test_lists_are_shown_as_they_were_given(tmp_path, capsys):
         summary = {
             "overrides": [f"callbacks={names}"],
             "criterion": {"metric": "val/accuracy", "mode": "max", "best": 0.5},
-            "score": 0.5,
             "minutes": 1.5,
             "pflop": 0.25,
         }

@@ -101,7 +101,7 @@ def test_an_epoch_without_validation_shows_none(run, tmp_path, capsys):
     assert [" val " in line for line in lines] == [False, False, True, False]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["val"] == {}
-    assert summary["score"] == best == pytest.approx(rows[2]["val/accuracy"])
+    assert summary["criterion"]["best"] == best == pytest.approx(rows[2]["val/accuracy"])
     saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert saved["epoch"] == 2
 
@@ -114,5 +114,5 @@ def test_a_run_without_validation_has_no_figure_of_it(run, tmp_path):
 
     text = (tmp_path / "run" / "summary.json").read_text()
     summary = json.loads(text, parse_constant=refuse)
-    assert summary["score"] is None
+    assert summary["criterion"]["best"] is None
     assert summary["val"] == {}

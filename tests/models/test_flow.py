@@ -1,6 +1,7 @@
 """Solvers, guidance and completion on a flow whose velocity is known in closed form."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -103,19 +104,24 @@ def test_more_noise_only_adds_to_the_end():
     assert not torch.equal(draw_noise(4, shape, seed=3), draw_noise(4, shape, seed=2))
 
 
-def test_what_watches_may_change_the_samples():
-    seen = []
-
-    def after(x, time):
-        seen.append(time)
-        return x + 1
-
-    made = generate(lambda x, t, y: 0 * x, noise(), steps=4, after=after)
-    assert seen == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert_near(made, noise() + 5)
+def test_who_watches_sees_the_samples_at_each_time():
+    begin = noise()
+    everything = torch.ones(5, 1, 2, 3, dtype=torch.bool)
+    images = noise() + 1
+    for make in (
+        partial(generate, lambda x, t, y: images - begin, begin),
+        partial(complete, to_a_gaussian, begin, images, everything, rounds=3),
+    ):
+        seen = []
+        make(steps=4, watch=lambda x, time, seen=seen: seen.append((time, x)))
+        assert [time for time, _ in seen] == [0.0, 0.25, 0.5, 0.75, 1.0]
+        for time, x in seen:
+            assert_near(x, begin + time * (images - begin))
 
 
 def test_refusals():
+    with pytest.raises(ValueError, match=r"guidance=2\.0 goes towards a class; labels are needed"):
+        generate(Guided(to_a_gaussian, guidance=2.0, no_label=3), noise())
     with pytest.raises(ValueError, match="solver='rk4'; expected one of"):
         generate(to_a_gaussian, noise(), solver="rk4")
     with pytest.raises(ValueError, match="steps=0 must be at least 1"):

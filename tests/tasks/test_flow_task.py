@@ -3,9 +3,9 @@
 from functools import partial
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from oracles import assert_near
+from plain_trainer import trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -50,18 +50,6 @@ def batches(*sizes: int) -> DataLoader:
     images, labels = samples(sum(sizes))
     return DataLoader(
         list(zip(images.split(sizes), labels.split(sizes), strict=True)), batch_size=None
-    )
-
-
-def trainer(tmp_path, **options) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        **options,
     )
 
 

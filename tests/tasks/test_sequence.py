@@ -3,9 +3,9 @@
 from functools import partial
 
 import pytest
-import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from plain_trainer import trainer
 from torch import nn
 
 from cvattn.core import Alphabet
@@ -46,18 +46,6 @@ def make(**options) -> SequenceTask:
         alphabet=list("abcd"),
         max_length=LONGEST,
         optimizer=partial(torch.optim.AdamW, lr=3e-3),
-        **options,
-    )
-
-
-def trainer(tmp_path, **options) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
         **options,
     )
 

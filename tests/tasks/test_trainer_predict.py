@@ -2,8 +2,8 @@
 
 from functools import partial
 
+import plain_trainer
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
@@ -17,13 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 
 @pytest.fixture
 def trainer(tmp_path):
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=tmp_path,
-    )
+    return plain_trainer.trainer(tmp_path)
 
 
 def test_images_get_their_logits_in_order(trainer):

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
 
 from cvattn.core.modes import in_eval_mode
 from cvattn.data import ImageDataModule
+from cvattn.harness.config.errors import ConfigError
+from cvattn.inference import Generator, Way
 from cvattn.inference.grids import image_grid
-from cvattn.models.flow import Guided, Solver, draw_noise, generate
+from cvattn.models.flow import Solver
 from cvattn.system.figures import tolerate_failure
 from cvattn.system.files import make_folder, whole_file
 from cvattn.tasks import FlowTask
@@ -27,8 +27,7 @@ class SampleGrid(pl.Callback):
         dirpath: the folder.
         rows: of images; a column for each of the first ten classes.
         every_n_epochs: of which there is a picture.
-        steps, solver, guidance: see :func:`cvattn.models.flow.generate` and
-            :class:`cvattn.models.flow.Guided`.
+        steps, solver, guidance: see :class:`cvattn.inference.Way`.
     """
 
     needs_task = FlowTask
@@ -49,9 +48,19 @@ class SampleGrid(pl.Callback):
         self.dirpath = dirpath
         self.rows = rows
         self.every_n_epochs = every_n_epochs
-        self.steps = steps
-        self.solver: Solver = solver
-        self.guidance = guidance
+        self.way = Way(steps=steps, solver=solver, guidance=guidance)
+
+    def setup(
+        self,
+        trainer: pl.Trainer,
+        pl_module: FlowTask,  # type: ignore[override]
+        stage: str,
+    ) -> None:
+        if self.way.guidance != 1.0 and not pl_module.classes:
+            raise ConfigError(
+                f"callbacks.samples.guidance={self.way.guidance} goes towards a class, and with "
+                "model.classes=0 the network is told none"
+            )
 
     def on_validation_epoch_end(
         self,
@@ -71,35 +80,28 @@ class SampleGrid(pl.Callback):
                     trainer.datamodule,  # type: ignore[attr-defined]
                     path,
                     rows=self.rows,
-                    steps=self.steps,
-                    solver=self.solver,
-                    guidance=self.guidance,
+                    way=self.way,
                 )
 
 
 def draw_samples(
-    task: FlowTask,
-    data: ImageDataModule,
-    path: Path,
-    *,
-    rows: int,
-    steps: int = 20,
-    solver: Solver = "heun",
-    guidance: float = 1.0,
+    task: FlowTask, data: ImageDataModule, path: Path, *, rows: int, way: Way | None = None
 ) -> None:
     """A column of made images for each of the first ten classes -> a PNG."""
     info = data.describe()
+    generator = Generator(
+        network=task.network,
+        classes=info.classes,
+        mean=info.mean,
+        std=info.std,
+        image_size=info.image_size,
+        channels=info.channels,
+        config={},
+        labelled=task.classes > 0,
+    )
     columns = min(_COLUMNS, len(info.classes))
-    noise = draw_noise(rows * columns, (info.channels, *info.image_size), seed=0)
-    labels = torch.arange(len(noise)) % columns
+    classes = range(columns) if generator.labelled else ()
     with in_eval_mode(task.network):
-        made = generate(
-            Guided(task, guidance=guidance, no_label=task.classes),
-            noise.to(task.device),
-            labels.to(task.device),
-            steps=steps,
-            solver=solver,
-        )
-    pixels = np.moveaxis(data.denormalise(made), -1, 1)
+        pixels, _ = generator.sample(rows * columns, classes=classes, way=way)
     with whole_file(path) as file:
         image_grid(pixels, columns).save(file, format="PNG")

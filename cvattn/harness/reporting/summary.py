@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from cvattn.system.files import write_text
+from cvattn.tasks import Criterion
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Write it whole; numbers that JSON does not have (NaN, infinity) become null."""
     write_text(path, json.dumps(_plain(summary), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def score_of(summary: dict[str, Any]) -> float:
+    """What a search maximises; NaN of a run that was not validated."""
+    told = summary.get("criterion", {})
+    if told.get("best") is None:
+        return math.nan
+    return Criterion(told["metric"], told["mode"]).score(told["best"])
 
 
 def figure(metric: str, value: float | None, digits: int = 2) -> str:

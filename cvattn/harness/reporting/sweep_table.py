@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cvattn.harness.config.paths import short
 from cvattn.harness.reporting.console import plain_console
-from cvattn.harness.reporting.summary import read_summary
+from cvattn.harness.reporting.summary import read_summary, score_of
 from cvattn.system.files import write_text
 
 ERROR = "error.txt"  # beside what a failed job left
@@ -95,8 +95,8 @@ def sweep_rows(folder: Path) -> list[dict[str, str]]:
 
 def _score(summary: dict[str, Any]) -> float:
     """More is better; least of a run that was not validated."""
-    score = summary.get("score")
-    return -math.inf if score is None else score
+    score = score_of(summary)
+    return -math.inf if math.isnan(score) else score
 
 
 def _validation(summary: dict[str, Any]) -> str:

@@ -110,7 +110,7 @@ def _classifier(
 def _show(console: Console, judgement: Judgement, rungs: Sequence[Rung], info: DataInfo) -> None:
     first = judgement.samples.frechet
     table = Table(
-        title=f"{judgement.count:,} images against {info.label}'s {first.reference} images, "
+        title=f"{judgement.count:,} images against {first.reference} images of {info.label}, "
         f"{judgement.draws} draws",
         title_justify="left",
     )

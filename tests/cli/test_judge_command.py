@@ -49,7 +49,7 @@ def test_figures_of_a_network_that_makes_noise(digits, sagan, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "judgement").iterdir()} == {
         *("judgement.json", "samples.png", "neighbours.png"),
     }
-    assert "40 images against digits's test images, 3 draws" in capsys.readouterr().out
+    assert "40 images against test images of digits, 3 draws" in capsys.readouterr().out
 
 
 def test_refusals(digits, sagan, tmp_path, capsys):

@@ -3,22 +3,21 @@
 import copy
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
+from cvattn.cli.exported_call import BATCHES, Call, open_call
 from cvattn.cli.exported_files import FORMATS, Format, Run
-from cvattn.inference import Classifier, open_classifier
 
-# Largest difference to the network that is taken for the same, as a share of the largest logit.
+# Largest difference to the network that is taken for the same, as a share of the largest value.
 BOUND = 1e-4
-BATCHES = (1, 2, 5)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -32,26 +31,26 @@ def run(arguments: Sequence[str]) -> int:
             raise CommandError(
                 f"--to {args.to} needs {package}: pip install -e '.[export]'"
             ) from None
-    classifier = open_classifier(args.checkpoint)
+    call = open_call(args.checkpoint)
     target = Path(args.output or Path(args.checkpoint).with_suffix(form.suffix))
     if target.suffix != form.suffix or target.is_dir():
         raise CommandError(f"-o {shown(target)}: expected a file name that ends in {form.suffix}")
     if not target.parent.is_dir():
         raise CommandError(f"-o {shown(target)}: there is no folder {shown(target.parent)}")
     # The positions of a ViT are those of one size.
-    fixed = args.fixed_size or hasattr(classifier.network, "resample")
+    fixed = args.fixed_size or hasattr(call.opened.network, "resample")
     names = {0: "batch"} if fixed else {0: "batch", 2: "height", 3: "width"}
-    description = describe(classifier, names)
+    description = call.describe(names)
     try:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             written = Path(folder) / target.name
-            program = export(_plain(classifier.network), classifier, names)
-            form.write(program, written, names, description)
-            error = largest_error(form.open(written), classifier, fixed=fixed)
+            program = export(_plain(call.opened.network), call, names)
+            form.write(program, written, call, names, description)
+            error = largest_error(form.open(written, call), call, fixed=fixed)
             if not error <= BOUND:
                 raise CommandError(
-                    f"the file gives other logits than the network: off by {error:.1e} of the "
-                    f"largest (bound {BOUND:.0e}); nothing was kept",
+                    f"the file gives other {call.output} than the network: off by {error:.1e} of "
+                    f"the largest (bound {BOUND:.0e}); nothing was kept",
                     1,
                 )
             os.replace(written, target)
@@ -65,68 +64,39 @@ def run(arguments: Sequence[str]) -> int:
         raise CommandError(
             f"this network cannot be exported to {args.to}: {reason}{hint}", 1
         ) from failure
-    _report(target, classifier, form, description, error=error, fixed=fixed)
+    _report(target, call, form, description, error=error, fixed=fixed)
     return 0
 
 
-def describe(classifier: Classifier, names: dict[int, str]) -> dict[str, Any]:
-    """What a user of the file has to know, in plain values; it is stored in the file."""
-    shape = ["batch", classifier.channels, *classifier.image_size]
-    return {
-        "input": [names.get(index, size) for index, size in enumerate(shape)],
-        "preprocessing": "pixels scaled to 0..1, then (x - mean) / std for each channel",
-        "mean": list(classifier.mean),
-        "std": list(classifier.std),
-        "image_size": list(classifier.image_size),
-        "classes": list(classifier.outputs),
-    }
-
-
-def export(
-    network: nn.Module, classifier: Classifier, names: dict[int, str]
-) -> torch.export.ExportedProgram:
+def export(network: nn.Module, call: Call, names: dict[int, str]) -> torch.export.ExportedProgram:
     """The network as operators of torch alone, with these dimensions of the images left open."""
     # What a size must fulfil is checked when the program runs, rather than now for every size. With
     # torch 2.10 sides of pooled maps stay as even or odd as here, which the checks of sizes find.
     sizes = {index: torch.export.Dim.DYNAMIC for index in names if index > 0}
+    batch = torch.export.Dim("batch", min=1)
     return torch.export.export(
         network,
-        (torch.zeros(2, classifier.channels, *classifier.image_size),),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1), **sizes},),
+        call.example(2, call.opened.image_size),
+        dynamic_shapes=({0: batch, **sizes}, *({0: batch} for _ in call.inputs)),
         prefer_deferred_runtime_asserts_over_guards=True,
     )
 
 
-def largest_error(exported: Run, classifier: Classifier, *, fixed: bool) -> float:
-    """Over batches and sizes: the largest difference of a logit, by the largest of the network."""
+def largest_error(exported: Run, call: Call, *, fixed: bool) -> float:
+    """Over batches and sizes: the largest difference of a value, by the largest of the network."""
     worst = 0.0
-    for images in _examples(classifier, fixed=fixed):
+    for given in call.examples(fixed=fixed):
         with torch.inference_mode():
-            want = classifier.network(images)
-        got = exported(images)
+            want = call.opened.network(*given)
+        got = exported(*given)
         if got.shape != want.shape:
             raise CommandError(
-                f"the file gives {tuple(got.shape)} for {tuple(images.shape)}, the network "
+                f"the file gives {tuple(got.shape)} for {tuple(given[0].shape)}, the network "
                 f"{tuple(want.shape)}; nothing was kept",
                 1,
             )
         worst = max(worst, float((got - want).abs().max() / want.abs().max()))
     return worst
-
-
-def _examples(classifier: Classifier, *, fixed: bool) -> Iterator[Tensor]:
-    """Images that look normalised, of every size and batch that is checked."""
-    generator = torch.Generator().manual_seed(0)
-    for size in check_sizes(classifier.image_size, fixed=fixed):
-        for batch in BATCHES:
-            yield torch.randn(batch, classifier.channels, *size, generator=generator)
-
-
-def check_sizes(image_size: tuple[int, int], *, fixed: bool) -> list[tuple[int, int]]:
-    """That of training, an odd one and a longish one; maps of odd sizes are where pools differ."""
-    height, width = image_size
-    more = [(height + 5, width + 18), (2 * height, width)]
-    return [image_size] if fixed else [image_size, *more]
 
 
 def _plain(network: nn.Module) -> nn.Module:
@@ -147,7 +117,7 @@ def _plain(network: nn.Module) -> nn.Module:
 
 def _report(
     target: Path,
-    classifier: Classifier,
+    call: Call,
     form: Format,
     description: dict[str, Any],
     *,
@@ -155,16 +125,18 @@ def _report(
     fixed: bool,
 ) -> None:
     constants = (f"{name} {[round(x, 4) for x in description[name]]}" for name in ("mean", "std"))
-    sizes = check_sizes(classifier.image_size, fixed=fixed)
+    sizes = call.sizes(fixed=fixed)
     shape = ", ".join(map(str, description["input"]))
-    print(f"{shown(target)}: {type(classifier.network).__name__}, {target.stat().st_size:,} bytes")
+    print(f"{shown(target)}: {type(call.opened.network).__name__}, {target.stat().st_size:,} bytes")
     print(f"  takes    images ({shape}), float32: {description['preprocessing']}")
     print(f"           {', '.join(constants)}; these are also in the file")
-    print(f"  gives    logits (batch, {len(classifier.outputs)})")
+    for name, (words, _) in call.inputs.items():
+        print(f"           {name} {words}")
+    print(f"  gives    {call.output} {call.gives}")
     print(
         f"  checked  in {form.runner} {version(form.runner)} on batches of "
         f"{', '.join(map(str, BATCHES))} and sizes of {', '.join(f'{h} x {w}' for h, w in sizes)}: "
-        f"off by at most {error:.1e} of the largest logit (bound {BOUND:.0e})"
+        f"off by at most {error:.1e} of the largest value (bound {BOUND:.0e})"
     )
 
 

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cvattn.cli.exported_call import Call
+
 DESCRIPTION = "cvattn.json"  # a file within that of torch
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[..., Tensor]  # of the network's inputs
 
 
 class Format(NamedTuple):
@@ -19,21 +21,24 @@ class Format(NamedTuple):
 
     Attributes:
         needs: packages that must be installed.
-        write: program, path, names of the open dimensions, description.
-        open: path -> what runs it.
+        write: program, path, how it is called, names of the images' open dimensions, description.
+        open: path, how it is called -> what runs it.
         runner: who runs it, for the report.
     """
 
     suffix: str
     needs: tuple[str, ...]
-    write: Callable[[torch.export.ExportedProgram, Path, dict[int, str], dict[str, Any]], None]
-    open: Callable[[Path], Run]
+    write: Callable[
+        [torch.export.ExportedProgram, Path, Call, dict[int, str], dict[str, Any]], None
+    ]
+    open: Callable[[Path, Call], Run]
     runner: str
 
 
 def _write_onnx(
     program: torch.export.ExportedProgram,
     path: Path,
+    call: Call,
     names: dict[int, str],
     description: dict[str, Any],
 ) -> None:
@@ -43,9 +48,9 @@ def _write_onnx(
             program,
             dynamo=True,
             verbose=False,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes={"images": names},
+            input_names=call.names,
+            output_names=[call.output],
+            dynamic_shapes={"images": names} | {name: {0: names[0]} for name in call.inputs},
         )
     assert written is not None
     for key, value in description.items():
@@ -53,36 +58,38 @@ def _write_onnx(
     written.save(path)
 
 
-def _open_onnx(path: Path) -> Run:
+def _open_onnx(path: Path, call: Call) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def logits(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    def run(*given: Tensor) -> Tensor:
+        feeds = {name: each.numpy() for name, each in zip(call.names, given, strict=True)}
+        return torch.from_numpy(session.run([call.output], feeds)[0])
 
-    return logits
+    return run
 
 
 def _write_torchexport(
     program: torch.export.ExportedProgram,
     path: Path,
+    call: Call,
     names: dict[int, str],
     description: dict[str, Any],
 ) -> None:
     torch.export.save(program, path, extra_files={DESCRIPTION: json.dumps(description)})
 
 
-def _open_torchexport(path: Path) -> Run:
+def _open_torchexport(path: Path, call: Call) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch 2.10's own, about memory that is only read
         module = torch.export.load(path).module()
 
-    def logits(images: Tensor) -> Tensor:
+    def run(*given: Tensor) -> Tensor:
         with torch.inference_mode():
-            return module(images)
+            return module(*given)
 
-    return logits
+    return run
 
 
 FORMATS = {

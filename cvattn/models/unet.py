@@ -14,6 +14,7 @@ from cvattn.models.unet_checks import (
     check_counts,
     check_divisible,
     check_levels,
+    size_multiple,
 )
 from cvattn.models.unet_layers import (
     Attention,
@@ -152,6 +153,11 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(channels[0], out_channels * patch_size**2, 3, padding=1)
         start_at_zero(self.head)
         self.to_pixels = nn.PixelShuffle(patch_size)
+
+    @property
+    def size_multiple(self) -> int:
+        """What heights and widths of images have to be divisible by."""
+        return size_multiple(self.patch_size, self.levels)
 
     def _stages(self, way: str, level: int) -> list[str]:
         """Names of the stages of a level on one way, in the order in which they run."""

@@ -25,8 +25,13 @@ def check_levels(multipliers: Sequence[int], attention_at: Sequence[int]) -> Non
         )
 
 
+def size_multiple(patch_size: int, levels: int) -> int:
+    """What heights and widths have to be divisible by."""
+    return patch_size * 2 ** (levels - 1)
+
+
 def check_divisible(size: tuple[int, int], patch_size: int, levels: int) -> None:
-    factor = patch_size * 2 ** (levels - 1)
+    factor = size_multiple(patch_size, levels)
     if min(size) >= 1 and size[0] % factor == size[1] % factor == 0:
         return
     high, wide = (_nearest(side, factor) for side in size)

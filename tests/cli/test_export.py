@@ -6,12 +6,14 @@ import re
 import pytest
 import torch
 from oracles import assert_accurate, call
-from small_networks import DIGITS, SAGAN, write
+from small_networks import DIGITS, SAGAN, write, write_unet
 
 import cvattn
 from cvattn import SAGANClassifier
 from cvattn.cli import export, main
+from cvattn.cli.exported_call import open_call
 from cvattn.models import TimmCNN
+from cvattn.models.flow import draw_noise, generate
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.10
 TIMM = {"name": "test_resnet", "num_classes": 10, "small_images": True}
@@ -100,6 +102,31 @@ def test_cnns_as_torchs_program_of_any_size(cnn):
         assert_accurate(program.module()(images), call, network, images)
 
 
+@pytest.mark.parametrize("to", [pytest.param("onnx", marks=pytest.mark.slow), "torchexport"])
+@pytest.mark.parametrize("classes", [3, 0])
+def test_what_makes_images_makes_the_same_ones(to, classes, tmp_path, capsys):
+    if to == "onnx":
+        pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
+    path = write_unet(tmp_path / "last.ckpt", classes=classes)
+    assert main(["export", str(path), "--to", to]) == 0
+    printed = capsys.readouterr().out
+    assert "images (batch, 3, height, width)" in printed
+    assert "times (batch,) float32" in printed
+    assert ("labels (batch,) int64: 0 to 2 for a class, 3 for none" in printed) == bool(classes)
+    assert "sizes of 6 x 10, 12 x 28, 12 x 10" in printed
+    network, form = cvattn.load(path), export.FORMATS[to]
+    velocity = form.open(path.with_suffix(form.suffix), open_call(str(path)))
+    labels = torch.tensor([2, 0, 3]) if classes else None
+
+    noise = draw_noise(3, (3, 14, 22), seed=5)
+
+    def made(velocity, noise):
+        return generate(velocity, noise, labels, steps=3)
+
+    called = velocity if classes else lambda images, times, _: velocity(images, times)
+    assert_accurate(made(called, noise), made, network, noise)
+
+
 @pytest.mark.slow
 def test_a_vit_as_onnx(vit_7x13, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install -e '.[export]'")
@@ -119,8 +146,8 @@ def test_a_file_that_gives_other_logits_is_not_kept(vit_7x13, tmp_path, capsys, 
     target.write_text("of another day")
     form = export.FORMATS["torchexport"]
 
-    def open_wrongly(file):
-        logits = form.open(file)
+    def open_wrongly(*file):
+        logits = form.open(*file)
         return lambda images: logits(images) + 2e-3 * (len(images) == 5)
 
     monkeypatch.setitem(export.FORMATS, "torchexport", form._replace(open=open_wrongly))

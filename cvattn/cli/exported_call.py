@@ -1,0 +1,112 @@
+"""How an exported network is called by other programs, and examples of such calls."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cvattn.inference.classifier import as_classifier
+from cvattn.inference.generator import as_generator
+from cvattn.inference.image_network import ImageNetwork, makes_images
+from cvattn.inference.network import open_network
+
+BATCHES = (1, 2, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """How a network is called.
+
+    Attributes:
+        opened: the network, and what its checkpoint says of it.
+        inputs: for each input its name, what it is in words, and an example for so many images: the
+            images come first and have an example of their own size.
+        output, gives: the name of what comes out, and what it is.
+        classes: names of the classes, or of all outputs of a classifier.
+    """
+
+    opened: ImageNetwork
+    inputs: dict[str, tuple[str, Callable[[int], Tensor]]]
+    output: str
+    gives: str
+    classes: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the inputs, the images first."""
+        return ["images", *self.inputs]
+
+    def example(self, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """What the network could be called with: images that look normalised, and the rest."""
+        generator = torch.Generator().manual_seed(batch)
+        images = torch.randn(batch, self.opened.channels, *size, generator=generator)
+        return (images, *(make(batch) for _, make in self.inputs.values()))
+
+    def examples(self, *, fixed: bool) -> Iterator[tuple[Tensor, ...]]:
+        """Calls with each batch and size that is checked."""
+        for size in self.sizes(fixed=fixed):
+            for batch in BATCHES:
+                yield self.example(batch, size)
+
+    def sizes(self, *, fixed: bool) -> list[tuple[int, int]]:
+        """That of training, an odd one and a longish one; maps of odd sizes are where pools differ.
+
+        Of a network that halves its maps and doubles them again, none that it refuses.
+        """
+        height, width = self.opened.image_size
+        step = getattr(self.opened.network, "size_multiple", 1)
+        more = [(height + -(-5 // step) * step, width + -(-18 // step) * step), (2 * height, width)]
+        return [(height, width)] if fixed else [(height, width), *more]
+
+    def describe(self, open_sides: dict[int, str]) -> dict[str, Any]:
+        """What a user of the file has to know, in plain values; it is stored in the file."""
+        shape = ["batch", self.opened.channels, *self.opened.image_size]
+        return {
+            "input": [open_sides.get(index, size) for index, size in enumerate(shape)],
+            **{name: words for name, (words, _) in self.inputs.items()},
+            "preprocessing": "pixels scaled to 0..1, then (x - mean) / std for each channel",
+            "mean": list(self.opened.mean),
+            "std": list(self.opened.std),
+            "image_size": list(self.opened.image_size),
+            "classes": list(self.classes),
+            self.output: self.gives,
+        }
+
+
+def open_call(path: str) -> Call:
+    """How the network of a checkpoint is called.
+
+    Raises:
+        InferenceError: there is none that can be used.
+    """
+    network = open_network(path)
+    if not makes_images(network):
+        classifier = as_classifier(network, path)
+        outputs = classifier.outputs
+        return Call(
+            opened=classifier,
+            inputs={},
+            output="logits",
+            gives=f"(batch, {len(outputs)})",
+            classes=outputs,
+        )
+    generator = as_generator(network, path)
+    count = len(generator.classes)
+    inputs = {"times": ("(batch,) float32: 0 for noise to 1 for an image", _times)}
+    if generator.labelled:
+        words = f"(batch,) int64: 0 to {count - 1} for a class, {count} for none"
+        inputs["labels"] = (words, lambda batch: torch.arange(batch) % (count + 1))
+    return Call(
+        opened=generator,
+        inputs=inputs,
+        output="velocity",
+        gives="of the images' shape: step from noise (time 0) to images (time 1) along it",
+        classes=generator.classes,
+    )
+
+
+def _times(batch: int) -> Tensor:
+    """Some of all between noise and images."""
+    return (torch.arange(batch) + 0.5) / batch

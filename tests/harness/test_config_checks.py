@@ -42,6 +42,18 @@ def test_every_callback_joins_the_default_ones(composed, choice):
     assert {"best", "last", "attention"} <= set(cfg.callbacks)
 
 
+@pytest.mark.parametrize("data", ["cifar10", "fashion_mnist", "folder"])
+def test_what_makes_images_learns_from_images_as_they_are(composed, data):
+    """The recipe says so; elsewhere the data has its own augmentation, and the command line wins."""
+    chosen = composed(["model=unet", f"data={data}"]).data
+    assert (chosen.crop_pad, chosen.flip) == (0, "none")
+    chosen = composed(["model=sagan", f"data={data}"]).data
+    assert chosen.crop_pad > 0
+    assert chosen.flip != "none"
+    chosen = composed(["model=unet", f"data={data}", "data.crop_pad=1", "data.flip=random"]).data
+    assert (chosen.crop_pad, chosen.flip) == (1, "random")
+
+
 WRONG = [
     ("model.widths=abc", r"model\.widths='abc': expected a list of int"),
     ("model.attention=true", r"model\.attention=True: expected one of common, pooled"),

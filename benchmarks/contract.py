@@ -9,15 +9,16 @@ import argparse
 import statistics
 from pathlib import Path
 
-from queue_rows import read_rows
 from scipy.stats import t
+
+from cvattn.comparison.rows import read_rows
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, help="of run_queue.py")
+    parser.add_argument("file", type=Path, help="of cvattn compare")
     parser.add_argument("run", help="name of the runs in it")
     args = parser.parse_args()
     rows = [row for row in read_rows(args.file) if row["run"] == args.run]

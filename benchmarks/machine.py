@@ -4,26 +4,24 @@ import datetime
 import hashlib
 import importlib.metadata
 import os
-import platform
 import re
 import subprocess
 from pathlib import Path
 
 from cases import Case
 
+from cvattn.system.machine import bf16_instructions, processor_name, usable_cores
+
 ROOT = Path(__file__).resolve().parents[1]
-_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
 def facts() -> dict[str, str]:
     """The columns that are equal for every row of a run, without names of hosts or people."""
-    info = _cpuinfo()
-    flags = _BF16_FLAGS & set(info.get("flags", "").split())
     return {
         "torch": importlib.metadata.version("torch"),
         "commit": _commit(),
-        "cpu": info.get("model name") or platform.processor() or platform.machine(),
-        "bf16_instructions": " ".join(sorted(flags)) or "none",
+        "cpu": processor_name(),
+        "bf16_instructions": bf16_instructions(),
         "date": datetime.date.today().isoformat(),
     }
 
@@ -33,14 +31,7 @@ def slug(cpu: str) -> str:
     name = re.sub(r"\((r|tm|c)\)", " ", cpu.lower())
     name = re.sub(r"\b(cpu|processor|with|radeon|graphics)\b", " ", name)
     words = re.sub(r"[^a-z0-9.]+", "-", name).strip("-")
-    return f"{words}-{cores()}cores"
-
-
-def cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return f"{words}-{usable_cores()}cores"
 
 
 def too_large(case: Case, method: str) -> str:
@@ -50,16 +41,6 @@ def too_large(case: Case, method: str) -> str:
     if needed <= total / 2:
         return ""
     return f"not run: needs about {needed / 2**30:.0f} GiB of {total / 2**30:.0f}"
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo, or nothing where there is no such file."""
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return {}
-    first = path.read_text().split("\n\n")[0].splitlines()
-    pairs = (line.partition(":") for line in first)
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _commit() -> str:

@@ -2,14 +2,10 @@
 
 import csv
 import statistics
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "benchmarks"))
-
-from means import mean_text  # noqa: E402
+from cvattn.comparison.intervals import mean_text
 
 
 def all_tables(results: Path) -> Iterator[tuple[str, str]]:
@@ -34,7 +30,7 @@ def training_table(results: Path) -> str:
     for name, file in files:
         rows = _rows(file)
         parts += [f"### {file.stem}", ""]
-        parts += [f"`python benchmarks/run_queue.py benchmarks/{name}.yaml`", ""]
+        parts += [f"`python -m cvattn compare benchmarks/{name}.yaml -o results`", ""]
         parts += ["| run | data | seeds | test, % | with views, % | minutes | PFLOP | commits |"]
         parts += ["|---|---|---|---|---|---|---|---|"]
         for run in dict.fromkeys(row["run"] for row in rows):

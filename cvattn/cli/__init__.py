@@ -18,6 +18,7 @@ COMMANDS = {
     "judge": "how near made images are to those of the data, and whether they are copies",
     "cost": "which way each attention takes and why, memory and operations",
     "export": "ONNX or torch's exported program, checked against the network",
+    "compare": "train arms of a question with equal seeds: how far are they apart?",
     "verify": "train a recipe again: does it give what it promises?",
 }
 USAGE = "\n".join(

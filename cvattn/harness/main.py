@@ -6,12 +6,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-import cvattn
 from cvattn.harness import check_command_line, keep_freed_memory, plain_errors, run_job
-
-_PACKAGE = Path(cvattn.__file__).parent
-# A wheel carries the configuration; in a checkout it lies beside the package.
-CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+from cvattn.harness.config.paths import CONF
 
 
 def train(conf: Path = CONF) -> None:

@@ -10,22 +10,14 @@ from typing import Any
 import torch
 
 import cvattn
+from cvattn.system.machine import processor_name
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What it ran on, without names of hosts or people."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [
-            line.partition(":")[2].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        processor = models[0] if models else processor
     return {
         "system": platform.system(),
-        "processor": processor,
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,

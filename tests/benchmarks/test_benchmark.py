@@ -190,7 +190,7 @@ def test_names_of_cases_and_machines() -> None:
     names = [case.name for case in cases.CASES + cases.QUICK_CASES]
     assert len(set(names)) == len(names)
     slug = machine.slug("Some(R) Maker(TM) X-7 Processor @ 2.50GHz")
-    assert slug == f"some-maker-x-7-2.50ghz-{machine.cores()}cores"
+    assert slug == f"some-maker-x-7-2.50ghz-{machine.usable_cores()}cores"
 
 
 def test_what_cannot_fit_is_not_run() -> None:

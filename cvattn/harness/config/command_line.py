@@ -47,8 +47,7 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
     arguments = list(arguments)
     if set(arguments) & (_INFORM | _SHELL):
         return arguments
-    texts, flags, folders = _parts(arguments)
-    overrides = [parse(text) for text in texts]
+    overrides, flags, folders = split_arguments(arguments)
     multirun = _is_for_several_runs(overrides) or bool(_MULTIRUN & set(flags))
     # Hydra's parser takes flags before or behind all overrides, not between them.
     flags = [text for text in flags if text not in _MULTIRUN] + ["--multirun"] * multirun
@@ -59,9 +58,6 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
                 f"{override.input_line}: several values need --multirun (-m); a list is written "
                 "key=[a,b]"
             )
-    if "hydra.searchpath" in named:
-        more = named["hydra.searchpath"].value()
-        folders += map(str, more if isinstance(more, list) else [more])
     composer = Composer(Path(conf).absolute(), folders)
     given = named["ckpt_path"].value() if "ckpt_path" in named else None
     path = None if given is None else str(given)
@@ -105,14 +101,14 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
     return texts + flags
 
 
-def _parts(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Overrides, Hydra's flags with their values, and the folders that ``--config-dir`` names."""
-    overrides, flags, folders = [], [], []
+def split_arguments(arguments: Sequence[str]) -> tuple[list[Override], list[str], list[str]]:
+    """Overrides, Hydra's flags with their values, and folders of more choices (``file://``)."""
+    texts, flags, folders = [], [], []
     left = iter(arguments)
     for text in left:
         flag, equals, value = text.partition("=")
         if not flag.startswith("-"):
-            overrides.append(text)
+            texts.append(text)
             continue
         flags.append(text)
         if flag in _ELSEWHERE:
@@ -127,6 +123,11 @@ def _parts(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
             if not Path(value).is_dir():
                 raise ConfigError(f"{flag} {value}: there is no such folder")
             folders.append(f"file://{Path(value).absolute()}")
+    overrides = [parse(text) for text in texts]
+    for override in overrides:
+        if override.key_or_group == "hydra.searchpath":
+            more = override.value()
+            folders += map(str, more if isinstance(more, list) else [more])
     return overrides, flags, folders
 
 

@@ -100,6 +100,13 @@ class Composer:
             return text
         return f"++{key}=null" if override.is_delete() else f"++{text}"
 
+    def hydra_settings(self, overrides: Sequence[str]) -> DictConfig:
+        """The configuration's own ``hydra:`` node, which an experiment may have a say in."""
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(version_base="1.3", config_dir=str(self.conf)):
+            texts = [*overrides, *self.search]
+            return compose("config", overrides=texts, return_hydra_config=True).hydra
+
     def run_folder(self, overrides: Sequence[str]) -> str:
         """The folder that Hydra would make for a run of its own, as an absolute path."""
         from hydra.core.hydra_config import HydraConfig

@@ -8,6 +8,12 @@ from pathlib import Path
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+import cvattn
+
+_PACKAGE = Path(cvattn.__file__).parent
+# A wheel carries the configuration; in a checkout it lies beside the package.
+CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
 
 def short(path: Path) -> str:
     """The path as it can be read here: relative if it is below the working directory."""

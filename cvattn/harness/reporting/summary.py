@@ -26,7 +26,12 @@ def figure(metric: str, value: float | None, digits: int = 2) -> str:
     """A metric as people read it: shares in percent, losses as they are, "-" for none."""
     if value is None:
         return "-"
-    return f"{value:.4f}" if metric.rpartition("/")[2].startswith("loss") else f"{value:.{digits}%}"
+    return f"{value:.4f}" if is_loss(metric.rpartition("/")[2]) else f"{value:.{digits}%}"
+
+
+def is_loss(name: str) -> bool:
+    """Whether a metric of that name (without its stage) is a loss: other metrics are shares."""
+    return name.startswith("loss")
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

@@ -1,12 +1,11 @@
 """The queue behind runs that fail and under signals, with a stand-in for training.
 
 What is started is a process of its own that does at once what its overrides say; with real
-training: ``test_run_queue.py``.
+training: ``tests/cli/test_compare.py``.
 """
 
 import json
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -14,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import queue_rows  # noqa: E402
-import run_queue  # noqa: E402
+from cvattn.cli import compare, main
+from cvattn.comparison import queue as comparison_queue
+from cvattn.comparison import rows as comparison_rows
+from cvattn.comparison.planned import Plan
+from cvattn.comparison.rows import read_rows
 
 # Its calls are written down; "act=stop" sends the queue a signal in its first process, and ends by
 # that which it gets back.
@@ -68,6 +67,9 @@ SUMMARY = {
     "macs_per_image": 11,
     "minutes": 1.0,
     "images_per_second": 13.0,
+    "criterion": {"metric": "val/accuracy", "mode": "max", "best": 0.25},
+    "machine": {"processor": "Some(R) Processor", "gpu": None},
+    "versions": {"torch": "2.10"},
 }
 
 
@@ -78,32 +80,34 @@ class Queue:
         self.folder, self.patch = folder, patch
         (folder / "train.py").write_text(TRAIN)
         (folder / "summary.json").write_text(json.dumps(SUMMARY))
-        patch.setattr(run_queue.machine, "ROOT", folder)
+        patch.chdir(folder)
+        patch.setattr(compare, "plan", lambda job: Plan(11, 7, "image"))
+        patch.setattr(comparison_queue, "training_command", self.command)
 
-    def arguments(self, runs: dict[str, list[str]]) -> list[str]:
+    def command(self, job, folder: Path) -> list[str]:
+        arguments = [*job.overrides, f"seed={job.seed}", f"hydra.run.dir={folder}", "resume=auto"]
+        return [sys.executable, str(self.folder / "train.py"), *arguments]
+
+    def arguments(self, runs: dict[str, list[str]], seeds: list[int]) -> list[str]:
         file = self.folder / "list.yaml"
-        named = {name: {"overrides": given, "seeds": [1]} for name, given in runs.items()}
+        named = {name: {"overrides": given, "seeds": seeds} for name, given in runs.items()}
         file.write_text(yaml.safe_dump(named, sort_keys=False))
-        output = self.folder / "results" / "list.csv"
-        folder = self.folder / "of runs"
-        return [str(file), "--output", str(output), "--folder", str(folder)]
+        return ["compare", str(file), "-o", "results", "--folder", "of runs"]
 
-    def run(self, **runs: list[str]) -> int:
-        self.patch.setattr(sys, "argv", ["run_queue.py", *self.arguments(runs)])
-        return run_queue.main()
+    def run(self, *, seeds: tuple[int, ...] = (1,), **runs: list[str]) -> int:
+        return main(self.arguments(runs, list(seeds)))
 
     def calls(self) -> list[str]:
         """The runs that were started since the last time, each one so that it may go on."""
         file = self.folder / "calls.txt"
         calls = [json.loads(line) for line in file.read_text().splitlines()]
         file.unlink()
-        assert {call["resume"] for call in calls} == {"auto"}
         return [Path(call["hydra.run.dir"]).name.split("_seed")[0] for call in calls]
 
     def written(self) -> tuple[list[str], list[tuple[str, str]]]:
         """Of the results their runs, of the curves their runs and epochs."""
-        rows = queue_rows.read_rows(self.folder / "results" / "list.csv")
-        curves = queue_rows.read_rows(self.folder / "results" / "list_curves.csv")
+        rows = read_rows(self.folder / "results" / "list.csv")
+        curves = read_rows(self.folder / "results" / "list_curves.csv")
         return [row["run"] for row in rows], [(row["run"], row["epoch"]) for row in curves]
 
 
@@ -128,7 +132,7 @@ def test_failed_runs_are_named_and_the_others_have_theirs(queue, capsys):
     assert queue.run(**runs) == 1
     assert queue.calls() == [*runs]
     assert queue.written() == (["one", "last"], twice("one", "last"))
-    _, _, end = capsys.readouterr().out.partition("rows, curves, picture")
+    _, _, end = capsys.readouterr().out.partition("Everything is in")
     for name, why in FAILURES.items():
         (line,) = (line for line in end.splitlines() if line.startswith(f"{name} "))
         assert why in line
@@ -148,28 +152,29 @@ def test_a_signal_in_a_run(queue, capsys, number):
     assert queue.calls() == ["one", "two"]
     assert queue.written() == (["one"], twice("one"))
     said = capsys.readouterr().out
-    assert said.endswith(f"goes on with\n  {shlex.join(['python', *sys.argv])}\n")
+    again = f"python -m cvattn compare {queue.folder}/list.yaml -o results --folder 'of runs'"
+    assert said.endswith(f"goes on with\n  {again}\n")
     assert queue.run(**runs) == 0
     assert queue.calls() == ["two", "three"]
     assert queue.written() == ([*runs], twice(*runs))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["facts", "first file", "second file", "start"])
+@pytest.mark.parametrize("moment", ["row", "first file", "second file", "start"])
 def test_a_signal_between_runs(queue, capsys, monkeypatch, number, moment):
     """A row and its curves are written once, whatever of them was there."""
     owner, name, count = {
-        "facts": (run_queue.machine, "facts", 1),
-        "first file": (queue_rows, "write_text", 1),
-        "second file": (queue_rows, "write_text", 2),
-        "start": (run_queue.subprocess, "Popen", 2),  # of the second run: it is not left alone
+        "row": (comparison_rows, "usable_cores", 1),
+        "first file": (comparison_rows, "write_text", 1),
+        "second file": (comparison_rows, "write_text", 2),
+        "start": (comparison_queue.subprocess, "Popen", 2),  # it is not left alone
     }[moment]
     honest, calls = getattr(owner, name), []
 
     def signalled(*args, **kwargs):
         if moment == "start":
             process = honest(*args, **kwargs)
-            calls.extend(["train.py"] if "train.py" in args[0] else [])  # and not git
+            calls.append(name)
             if len(calls) == count:
                 os.kill(os.getpid(), number)
             return process
@@ -182,7 +187,7 @@ def test_a_signal_between_runs(queue, capsys, monkeypatch, number, moment):
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, signalled)
         assert queue.run(**runs) == 128 + number
-    assert "The queue goes on with\n  python " in capsys.readouterr().out
+    assert "The comparison goes on with\n  python " in capsys.readouterr().out
     assert len(calls) == count
     assert not (queue.folder / "waited").exists()
     (queue.folder / "again").touch()
@@ -201,9 +206,49 @@ def test_rows_are_added_all_or_nothing(queue, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         assert queue.run(**runs) == 1
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "No space left on device" in said
     assert "goes on with\n  python " in said
     assert queue.written() == (["one"], twice("one"))
     assert queue.run(**runs) == 0
     assert queue.written() == ([*runs], twice(*runs))
+
+
+def test_a_run_that_had_ended_is_not_started_again(queue):
+    """Stopped between its end and its row, or made for another comparison."""
+    assert queue.run(one=["a=1"]) == 0
+    assert queue.calls() == ["one"]
+    (queue.folder / "results" / "list.csv").unlink()
+    assert queue.run(one=["a=1"], two=["a=2"]) == 0
+    assert queue.calls() == ["two"]
+    assert queue.written() == (["one", "two"], twice("one", "two"))
+
+
+def test_more_seeds_are_added_to_what_is_there(queue, capsys):
+    runs = {"one": ["a=1"], "two": ["a=2"]}
+    assert queue.run(**runs) == 0
+    assert queue.calls() == ["one", "two"]
+    assert queue.run(seeds=(1, 2, 3), **runs) == 0
+    assert queue.calls() == ["one", "two"] * 2
+    rows = read_rows(queue.folder / "results" / "list.csv")
+    assert [(row["run"], row["seed"]) for row in rows] == [
+        *(("one", "1"), ("two", "1"), ("one", "2"), ("two", "2"), ("one", "3"), ("two", "3"))
+    ]
+    capsys.readouterr()
+    # With fewer seeds and other overrides: what there is is shown, what is of others is said.
+    assert queue.run(one=["a=1"], two=["a=5"]) == 0
+    said = capsys.readouterr().out
+    assert "3 rows of results/list.csv are left out" in said
+    assert [line.split()[3] for line in said.splitlines() if line.startswith("│ one ")][1:] == [
+        "3"
+    ] * 2
+    assert "two against one: 1 seed, no interval" in said
+
+
+def test_nothing_is_trained_where_a_run_cannot_be_composed(queue, capsys, monkeypatch):
+    from cvattn.comparison.planned import plan
+
+    monkeypatch.setattr(compare, "plan", plan)
+    assert queue.run(one=["data=digits"], two=["data=digits", "model.widths=abc"]) == 2
+    assert "error: two: model.widths='abc': expected a list of int" in capsys.readouterr().err
+    assert not (queue.folder / "calls.txt").exists()

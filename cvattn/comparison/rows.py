@@ -33,8 +33,8 @@ def row_of(job: Job, folder: Path) -> dict[str, object]:
     assert summary is not None
     gammas, unit = summary["gamma"], summary["data"]["unit"]
     further = summary.get("further_tests", {})
-    classifies = "accuracy" in summary["val"]
     criterion = summary["criterion"]
+    classifies = criterion["metric"] == "val/accuracy"
     return {
         "run": job.run,
         "seed": job.seed,

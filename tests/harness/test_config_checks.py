@@ -44,7 +44,7 @@ def test_every_callback_joins_the_default_ones(composed, choice):
 
 @pytest.mark.parametrize("data", ["cifar10", "fashion_mnist", "folder"])
 def test_what_makes_images_learns_from_images_as_they_are(composed, data):
-    """The recipe says so; elsewhere the data has its own augmentation, and the command line wins."""
+    """The recipe says so; other recipes leave it to the data, and the command line wins."""
     chosen = composed(["model=unet", f"data={data}"]).data
     assert (chosen.crop_pad, chosen.flip) == (0, "none")
     chosen = composed(["model=sagan", f"data={data}"]).data

@@ -21,7 +21,8 @@ PUBLIC = {
     "cvattn.blocks": "AxialAttention2d AxisAttention2d CrissCrossAttention2d CrossAttention2d "
     "MapAttention NeighborhoodAttention2d SelfAttention1d SelfAttention2d SelfAttention3d "
     "WindowAttention2d insert_attention remove_attention split_parameters",
-    "cvattn.models": "Reader SAGANClassifier TimmCNN Transformer UNet VisionTransformer",
+    "cvattn.models": "Reader SAGANClassifier SegmentationNetwork TimmCNN Transformer UNet "
+    "VisionTransformer",
     "cvattn.maps": "AttentionMaps attention_distance attention_entropy attention_heat "
     "attention_modules attention_relevance attention_rollout capture_attention heat_on_image "
     "overlay rollout_heat",
@@ -33,8 +34,8 @@ PUBLIC = {
     "to_torch",
     "cvattn.cli": "main",
     "cvattn.data": "BatchLoader CIFAR100Data CIFAR10Data Choice DataError DataInfo DataModule "
-    "DigitLinesData DigitsData Facts FashionMNISTData FolderData ImageDataModule LineFolderData "
-    "StringsData VIEWS choose views_of",
+    "DigitLinesData DigitScenesData DigitsData Facts FashionMNISTData FolderData ImageDataModule "
+    "LineFolderData MaskDataModule MaskInfo MasksFolderData StringsData VIEWS VOID choose views_of",
     "cvattn.explorer": "Page explore explore_making",
     "cvattn.inference": "Classifier Generator InferenceError LineReader NotFiniteError Way "
     "as_classifier as_generator as_line_reader find_images open_classifier open_generator "

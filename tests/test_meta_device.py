@@ -47,7 +47,15 @@ from cvattn.core.positions import LearnedGridPositions, SinusoidalPositions
 from cvattn.core.relative_bias import RelativeGridBias
 from cvattn.core.residual import DropPath, LayerScale
 from cvattn.core.rotary import RotaryTable
-from cvattn.models import Reader, SAGANClassifier, TimmCNN, Transformer, UNet, VisionTransformer
+from cvattn.models import (
+    Reader,
+    SAGANClassifier,
+    SegmentationNetwork,
+    TimmCNN,
+    Transformer,
+    UNet,
+    VisionTransformer,
+)
 from cvattn.models.attention_pool import AttentionPool
 from cvattn.models.controls import ConvolutionControl, WideConvolution
 from cvattn.models.image_tokens import ImageTokens
@@ -173,6 +181,14 @@ CASES = {
         ("lcnet_035", 5),
         (IMAGES,),
     ),
+    SegmentationNetwork: (
+        [
+            {"encoder": "test_resnet", "image_size": (32, 32), "head": head, "width": 24}
+            for head in ("fcn", "attention", "dilated")
+        ],
+        (43,),
+        (IMAGES,),
+    ),
 }
 ABSTRACT = {
     ComputedTable,
@@ -294,7 +310,7 @@ def test_resetting_all_modules_makes_it_new(make, inputs, order):
         [*another.parameters(), *another.buffers()],
         strict=True,
     ):
-        if name.startswith("cnn.") and "inserted_attention" not in name:
+        if name.startswith(("cnn.", "encoder.")) and "inserted_attention" not in name:
             continue  # timm draws with functions of its own
         assert ours.requires_grad == theirs.requires_grad
         if torch.equal(theirs, others):  # nothing is drawn

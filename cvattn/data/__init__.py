@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from cvattn.data.checks import DataError
     from cvattn.data.images.base import ImageDataModule
     from cvattn.data.images.cifar import CIFAR10Data, CIFAR100Data
+    from cvattn.data.images.digit_scenes import DigitScenesData
     from cvattn.data.images.digits import DigitsData
     from cvattn.data.images.fashion_mnist import FashionMNISTData
     from cvattn.data.images.folder import FolderData
+    from cvattn.data.images.masks import MaskDataModule
+    from cvattn.data.images.masks_folder import MasksFolderData
     from cvattn.data.images.views import VIEWS, views_of
-    from cvattn.data.info import DataInfo, Facts
+    from cvattn.data.info import VOID, DataInfo, Facts, MaskInfo
     from cvattn.data.loader import BatchLoader
     from cvattn.data.module import DataModule
     from cvattn.data.sequences.digit_lines import DigitLinesData
@@ -35,6 +38,7 @@ _MODULES = {
     "CIFAR10Data": "images.cifar",
     "CIFAR100Data": "images.cifar",
     "DigitLinesData": "sequences.digit_lines",
+    "DigitScenesData": "images.digit_scenes",
     "DigitsData": "images.digits",
     "FashionMNISTData": "images.fashion_mnist",
     "FolderData": "images.folder",
@@ -42,15 +46,20 @@ _MODULES = {
     "DataInfo": "info",
     "Facts": "info",
     "LineFolderData": "sequences.line_folder",
+    "MaskDataModule": "images.masks",
+    "MaskInfo": "info",
+    "MasksFolderData": "images.masks_folder",
     "BatchLoader": "loader",
     "DataModule": "module",
     "StringsData": "sequences.strings",
     "VIEWS": "images.views",
+    "VOID": "info",
     "views_of": "images.views",
 }
 
 __all__ = [
     "VIEWS",
+    "VOID",
     "BatchLoader",
     "CIFAR10Data",
     "CIFAR100Data",
@@ -59,12 +68,16 @@ __all__ = [
     "DataInfo",
     "DataModule",
     "DigitLinesData",
+    "DigitScenesData",
     "DigitsData",
     "Facts",
     "FashionMNISTData",
     "FolderData",
     "ImageDataModule",
     "LineFolderData",
+    "MaskDataModule",
+    "MaskInfo",
+    "MasksFolderData",
     "StringsData",
     "choose",
     "views_of",

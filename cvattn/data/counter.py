@@ -39,6 +39,9 @@ class Stream(IntEnum):
     SCAN = 32
     GAP = 33
     NOISE = 34
+    PLACE = 35
+    SIDE = 36
+    TONE = 37
     RADIUS = 40
     ANGLE = 41
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from cvattn.core import Alphabet
 from cvattn.core.alphabet import PAD
 
+VOID = 255  # in masks in memory, and the index that a loss ignores
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -24,6 +26,7 @@ class Facts:
             question has no meaning or is not answered yet.
         fingerprint: the first 16 hex digits of the sha256 of the test part; "" before setup.
         unit: what a sample is called; its plural has an s.
+        target: what each sample has for a network to learn: a "class", a "mask" or a "text".
     """
 
     name: str
@@ -35,6 +38,7 @@ class Facts:
     fingerprint: str = ""
 
     unit: ClassVar[str]
+    target: ClassVar[str]
 
     @property
     def label(self) -> str:
@@ -86,6 +90,7 @@ class DataInfo(Facts):
     std: tuple[float, ...]
 
     unit: ClassVar[str] = "image"
+    target: ClassVar[str] = "class"
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -115,6 +120,26 @@ class DataInfo(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskInfo(DataInfo):
+    """Of images in which every pixel has a class, or none.
+
+    In memory a mask has ``i`` for the class ``classes[i]`` and :data:`VOID` for no class.
+
+    Attributes:
+        values: what stands for each class in a mask file.
+        void: what stands there for no class; None: every pixel has one.
+    """
+
+    values: tuple[int, ...]
+    void: int | None
+
+    target: ClassVar[str] = "mask"
+
+    def meta(self) -> dict[str, Any]:
+        return {**super().meta(), "mask_values": list(self.values), "mask_void": self.void}
+
+
+@dataclass(frozen=True, kw_only=True)
 class StringInfo(Facts):
     """Of strings that are turned into other strings.
 
@@ -127,6 +152,7 @@ class StringInfo(Facts):
     max_length: int
 
     unit: ClassVar[str] = "string"
+    target: ClassVar[str] = "text"
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -172,6 +198,7 @@ class LineInfo(Facts):
     std: tuple[float, ...]
 
     unit: ClassVar[str] = "line"
+    target: ClassVar[str] = "text"
 
     @property
     def size(self) -> tuple[int, ...]:

@@ -123,7 +123,7 @@ class BatchLoader(Batches):
 
     Args:
         images: uint8 (N, C, H, W).
-        labels: int64 (N,).
+        labels: int64 (N,), or masks uint8 (N, H, W).
         mean, std: per channel, of pixels scaled to 0..1.
         augment: see :mod:`cvattn.data.images.augment`; applied before normalisation.
         device: where the arrays are kept and the batches are made; None: where they are.
@@ -182,4 +182,8 @@ class BatchLoader(Batches):
         images = self.images[index]
         if self.augment is not None:
             images = self.augment(images, index, seed=self.seed, epoch=epoch)
-        return images.float().sub_(self._mean).mul_(self._rate), self.labels[index]
+        return self.normalised(images), self.labels[index]
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) in 0..255, uint8 or float32 -> float32, normalised."""
+        return images.float().sub_(self._mean).mul_(self._rate)

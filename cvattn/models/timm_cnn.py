@@ -59,7 +59,7 @@ class TimmCNN(nn.Module):
         super().__init__()
         import timm
 
-        _check_name(name, weights=pretrained is True)
+        check_name(name, weights=pretrained is True)
         self.name = name
         self.num_classes = num_classes
         self.in_channels = in_channels
@@ -68,7 +68,7 @@ class TimmCNN(nn.Module):
         if small_images:
             keep_early_size(self.cnn, in_channels)
         if attention is not None:
-            _insert(self.cnn, attention)
+            insert_named(self.cnn, attention)
 
     def load_pretrained(self) -> str | None:
         """Take the weights that ``pretrained`` names, if any.
@@ -163,7 +163,8 @@ class TimmCNN(nn.Module):
         return self.cnn(images)
 
 
-def _check_name(name: str, *, weights: bool) -> None:
+def check_name(name: str, *, weights: bool) -> None:
+    """ValueError unless timm has a CNN of that name, and weights for it where they are wanted."""
     import timm
 
     if not timm.is_model(name):
@@ -188,7 +189,8 @@ def _of_block(key: str) -> bool:
     return _BLOCK in key
 
 
-def _insert(cnn: nn.Module, attention: Mapping[str, Any]) -> None:
+def insert_named(cnn: nn.Module, attention: Mapping[str, Any]) -> None:
+    """Put attention into it, in place, as ``attention`` of :class:`TimmCNN` says."""
     given = {"after": [], "block": "common"} | dict(attention)
     unknown = set(given) - {"after", "block"}
     if unknown:

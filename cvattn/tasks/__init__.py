@@ -5,6 +5,7 @@ from cvattn.tasks.classification import ClassificationTask
 from cvattn.tasks.flow import FlowTask
 from cvattn.tasks.muon import Muon
 from cvattn.tasks.optimisation import parameter_groups
+from cvattn.tasks.segmentation import SegmentationTask
 from cvattn.tasks.sequence import SequenceTask
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "FlowTask",
     "Muon",
     "NetworkTask",
+    "SegmentationTask",
     "SequenceTask",
     "parameter_groups",
 ]

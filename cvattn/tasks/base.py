@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
+from cvattn.data import Facts
 from cvattn.tasks.optimisation import (
     OptimizerFactory,
     check_schedule,
@@ -47,9 +48,12 @@ class NetworkTask(pl.LightningModule):
     Attributes:
         size: of a sample of the last batch that was trained on, padding included.
         criterion: what the best checkpoint, early stopping and sweeps go by.
+        target: what each sample of its data has to be learned (:class:`cvattn.data.Facts`); None:
+            the task does not say.
     """
 
     criterion: ClassVar[Criterion] = Criterion("val/accuracy", "max")
+    target: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -72,6 +76,11 @@ class NetworkTask(pl.LightningModule):
         self.size: tuple[int, ...] = ()
         self._noted: dict[str, tuple[Tensor, int]] = {}
         self._means_logged = False
+
+    @classmethod
+    def network_values(cls, info: Facts) -> dict[str, Any]:
+        """Values that a network leaves open for its task, beside those that the data says."""
+        return {}
 
     @property
     def shown(self) -> dict[str, str]:

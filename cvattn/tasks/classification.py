@@ -1,6 +1,7 @@
 """Learning to name what an image shows."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from cvattn.data import views_of
 from cvattn.tasks.base import NetworkTask
 from cvattn.tasks.mixing import mixing
-from cvattn.tasks.optimisation import OptimizerFactory
+from cvattn.tasks.optimisation import OptimizerFactory, scale_inserted
 from cvattn.tasks.resizing import ProgressiveResizing
 
 
@@ -38,6 +39,8 @@ class ClassificationTask(NetworkTask):
     Attributes:
         size: (H, W) of the last batch that was trained on.
     """
+
+    target: ClassVar[str | None] = "class"
 
     def __init__(
         self,
@@ -126,11 +129,7 @@ class ClassificationTask(NetworkTask):
         self.log_epoch(name, accuracy, len(labels))
 
     def make_optimizer(self) -> Optimizer:
-        optimizer = super().make_optimizer()
-        for group in optimizer.param_groups:
-            if group.get("inserted"):
-                group["lr"] *= self.inserted_lr
-        return optimizer
+        return scale_inserted(super().make_optimizer(), self.inserted_lr)
 
 
 def _classes(labels: Tensor) -> Tensor:

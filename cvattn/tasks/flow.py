@@ -1,11 +1,12 @@
 """Learning to make images: rectified flow."""
 
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cvattn.data import Facts
 from cvattn.data.counter import normal
 from cvattn.models.flow import generate, on_the_way
 from cvattn.tasks.base import Criterion, NetworkTask
@@ -43,6 +44,7 @@ class FlowTask(NetworkTask):
     """
 
     criterion = Criterion("val/loss", "min")
+    target: ClassVar[str | None] = "class"
 
     def __init__(
         self,
@@ -68,6 +70,10 @@ class FlowTask(NetworkTask):
         self.times = times
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._seen = 0  # samples of this validation or test, in this process
+
+    @classmethod
+    def network_values(cls, info: Facts) -> dict[str, Any]:
+        return {"timed": True, "out_channels": info.fills().get("in_channels")}
 
     @property
     def shown(self) -> dict[str, str]:

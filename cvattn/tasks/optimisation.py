@@ -49,6 +49,14 @@ def parameter_groups(network: nn.Module) -> list[dict]:
     return [group for group in groups if group["params"]]
 
 
+def scale_inserted(optimizer: Optimizer, factor: float) -> Optimizer:
+    """Multiply the learning rates of inserted attention blocks, in place."""
+    for group in optimizer.param_groups:
+        if group.get("inserted"):
+            group["lr"] *= factor
+    return optimizer
+
+
 def check_schedule(warmup: float, final: float) -> None:
     """ValueError unless :func:`warmup_cosine` has a meaning with them."""
     if not 0.0 <= warmup < 1.0 or not 0.0 <= final <= 1.0:

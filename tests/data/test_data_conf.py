@@ -18,7 +18,9 @@ def test_cifar_100_is_configured_as_cifar_10():
     assert inspect.signature(both[0]) == inspect.signature(both[1])
 
 
-@pytest.mark.parametrize("name", ["cifar10", "digits", "fashion_mnist", "folder"])
+@pytest.mark.parametrize(
+    "name", ["cifar10", "digit_scenes", "digits", "fashion_mnist", "folder", "masks_folder"]
+)
 def test_every_tunable_is_listed_and_can_be_built(name, tmp_path, monkeypatch):
     monkeypatch.setenv("CVATTN_DATA", str(tmp_path))
     root = OmegaConf.create({"seed": 3, "recipe": {"batch_size": 96}})
@@ -32,4 +34,5 @@ def test_every_tunable_is_listed_and_can_be_built(name, tmp_path, monkeypatch):
     for key, value in values.items():
         default = signature.parameters[key].default
         if key not in ("root", "batch_size", "seed") and value is not None:
+            value = tuple(value) if isinstance(default, tuple) else value
             assert value == default, f"{key}: the YAML and the code differ"

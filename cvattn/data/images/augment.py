@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from cvattn.data.checks import check_choice, check_int, check_number
 from cvattn.data.counter import Stream, bits, integers, uniform
+from cvattn.data.info import VOID
 
 FLIPS = ("none", "random", "alternating")
 
@@ -60,6 +61,30 @@ class CropFlip:
             )
 
     def __call__(self, images: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
+        rows, columns = self._sources(images, index, seed, epoch)
+        images = _take(images, *_reflected(images, rows, columns))
+        return self._erase(images, index, seed, epoch) if self.cutout else images
+
+    def with_masks(
+        self, images: Tensor, masks: Tensor, index: Tensor, *, seed: int, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """The images as by a call, and their masks, uint8 (B, H, W), moved with them.
+
+        What comes in from outside is the image's reflection, and has no class (:data:`VOID`).
+        """
+        rows, columns = self._sources(images, index, seed, epoch)
+        sources = _reflected(images, rows, columns)
+        height, width = images.shape[-2:]
+        inside = ((rows >= 0) & (rows < height))[:, :, None]
+        inside = inside & ((columns >= 0) & (columns < width))[:, None, :]
+        moved = _take(masks.unsqueeze(1), *sources)[:, 0].masked_fill(~inside, VOID)
+        images = _take(images, *sources)
+        return self._erase(images, index, seed, epoch) if self.cutout else images, moved
+
+    def _sources(
+        self, images: Tensor, index: Tensor, seed: int, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        """Row (B, H) and column (B, W) that each pixel comes from, where there may be none."""
         batch, _, height, width = images.shape
         self.check_fits(height, width)
         pad = self.crop_pad
@@ -68,15 +93,11 @@ class CropFlip:
         if pad:
             top = integers(seed, epoch, index, Stream.CROP_Y, high=2 * pad + 1) - pad
             left = integers(seed, epoch, index, Stream.CROP_X, high=2 * pad + 1) - pad
-            rows = _reflect(rows + top[:, None], height)
-            columns = _reflect(columns + left[:, None], width)
+            rows, columns = rows + top[:, None], columns + left[:, None]
         if self.flip != "none":
             flipped = self._flipped(index, seed, epoch)[:, None]
             columns = torch.where(flipped, columns.flip(1), columns)
-        # One gather with the source of every pixel: four times faster here than padding and
-        # slicing, and no padded copy.
-        images = _take(images, rows, columns)
-        return self._erase(images, index, seed, epoch) if self.cutout else images
+        return rows, columns
 
     def _flipped(self, index: Tensor, seed: int, epoch: int) -> Tensor:
         if self.flip == "random":
@@ -141,8 +162,15 @@ def _reflect(position: Tensor, size: int) -> Tensor:
     return (size - 1) - ((size - 1) - position.abs()).abs()
 
 
+def _reflected(images: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    height, width = images.shape[-2:]
+    return _reflect(rows, height), _reflect(columns, width)
+
+
 def _take(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """``out[b, c, h, w] = images[b, c, rows[b, h], columns[b, w]]``."""
+    # One gather with the source of every pixel: four times faster here than padding and slicing,
+    # and no padded copy.
     batch, channels, _, width = images.shape
     source = (rows[:, :, None] * width + columns[:, None, :]).view(batch, 1, -1)
     return images.flatten(2).gather(2, source.expand(-1, channels, -1)).view_as(images)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cvattn.data.checks import check_choice, check_int
+from cvattn.data.checks import DataError, check_choice, check_int, check_number
 from cvattn.data.counter import Stream, permutation
 from cvattn.data.images.augment import Augmentation
 from cvattn.data.info import DataInfo
@@ -138,23 +139,29 @@ class ImageDataModule(DataModule):
     def _make_loader(
         self, chosen: ImageSet, *, device: torch.device, train: bool = False
     ) -> BatchLoader:
-        info = self._complete_info()
-        rank, world_size = self._place()
         return BatchLoader(
             chosen.images,
             chosen.labels,
-            batch_size=self.batch_size if train else self.eval_batch_size,
-            mean=info.mean,
-            std=info.std,
-            train=train,
             augment=self._augmentation() if train else None,
-            seed=self.seed,
-            epoch=self._epoch,
-            behind=self._behind,
-            rank=rank,
-            world_size=world_size,
-            device=device,
+            **self._options(device=device, train=train),
         )
+
+    def _options(self, *, device: torch.device, train: bool) -> dict[str, Any]:
+        """What a loader of training or of evaluation is given beside the samples."""
+        info = self._complete_info()
+        rank, world_size = self._place()
+        return {
+            "batch_size": self.batch_size if train else self.eval_batch_size,
+            "mean": info.mean,
+            "std": info.std,
+            "train": train,
+            "seed": self.seed,
+            "epoch": self._epoch,
+            "behind": self._behind,
+            "rank": rank,
+            "world_size": world_size,
+            "device": device,
+        }
 
     def _complete_info(self) -> DataInfo:
         self.setup()
@@ -194,3 +201,44 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         mean.append(float((share * level).sum()))
         std.append(max(float((share * (level - mean[-1]) ** 2).sum().sqrt()), 1 / 255))
     return tuple(mean), tuple(std)
+
+
+def both_sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """(H, W) of a configuration's one side or two; ValueError or TypeError otherwise."""
+    several = isinstance(image_size, Sequence) and not isinstance(image_size, str)
+    sides = list(image_size) if several else [image_size] * 2  # type: ignore[arg-type]
+    if len(sides) != 2:
+        raise ValueError(f"image_size must be one side or (H, W), got {image_size!r}")
+    height, width = (check_int("image_size", side, minimum=1) for side in sides)
+    return height, width
+
+
+def given_statistics(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """``mean`` and ``std`` as a configuration gives them; empty where they are to be measured."""
+    if (mean is None) != (std is None):
+        raise ValueError("mean and std belong together: give both, or neither to measure them")
+    found = []
+    for name, values, lowest in (("mean", mean, 0.0), ("std", std, 1e-4)):
+        if values is not None and (isinstance(values, str) or len(values) != channels):
+            raise ValueError(f"{name} needs {channels} values, got {values!r}")
+        found.append(
+            tuple(check_number(name, value, minimum=lowest, maximum=1.0) for value in values or ())
+        )
+    return found[0], found[1]
+
+
+def check_memory(count: int, channels: int, image_size: tuple[int, int]) -> None:
+    """Raise DataError if so many images do not fit into this machine's memory."""
+    height, width = image_size
+    needed = count * channels * height * width
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > 0.6 * memory:
+        raise DataError(
+            f"{count} images of {height} x {width} need {needed / 2**30:.1f} GiB, and this "
+            f"machine has {memory / 2**30:.1f} GiB: images are held in memory; choose a "
+            "smaller data.image_size"
+        )

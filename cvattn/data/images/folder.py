@@ -9,15 +9,29 @@ from pathlib import Path
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from cvattn.data.checks import DataError, check_choice, check_int, check_number
+from cvattn.data.checks import DataError, check_choice
 from cvattn.data.image_files import ImageError, cut, read_picture
 from cvattn.data.images.augment import Augmentation, CropFlip
-from cvattn.data.images.base import ImageDataModule, ImageSet, channel_statistics, fill_colour
-from cvattn.data.images.folder_files import check_known, for_validation, named, notes_of, part_of
+from cvattn.data.images.base import (
+    ImageDataModule,
+    ImageSet,
+    both_sides,
+    channel_statistics,
+    check_memory,
+    fill_colour,
+    given_statistics,
+)
+from cvattn.data.images.folder_files import (
+    check_known,
+    for_validation,
+    listed,
+    named,
+    notes_of,
+    part_of,
+)
 from cvattn.data.images.rand_augment import RandAugment, in_turn
 from cvattn.data.images.views import VIEWS
 from cvattn.data.info import DataInfo
-from cvattn.system import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,20 +92,12 @@ class FolderData(ImageDataModule):
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
         self.root = Path(root).expanduser().absolute()
-        several = isinstance(image_size, Sequence) and not isinstance(image_size, str)
-        sides = list(image_size) if several else [image_size] * 2  # type: ignore[arg-type]
-        if len(sides) != 2:
-            raise ValueError(f"image_size must be one side or (H, W), got {image_size!r}")
-        height, width = (check_int("image_size", side, minimum=1) for side in sides)
-        self.image_size = (height, width)
+        self.image_size = both_sides(image_size)
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
         self.channels = channels
         self.on_corrupt = check_choice("on_corrupt", on_corrupt, ("refuse", "skip"))
-        if (mean is None) != (std is None):
-            raise ValueError("mean and std belong together: give both, or neither to measure them")
-        self._mean = self._given("mean", mean, lowest=0.0)
-        self._std = self._given("std", std, lowest=1e-4)
+        self._mean, self._std = given_statistics(mean, std, channels)
         self._crop_flip = CropFlip(crop_pad=crop_pad, flip=flip, cutout=cutout)
         self._crop_flip.check_fits(*self.image_size)
         self._rand_augment = RandAugment(operations=rand_augment, magnitude=rand_augment_magnitude)
@@ -131,15 +137,6 @@ class FolderData(ImageDataModule):
         crop_flip = dataclasses.replace(self._crop_flip, fill=fill)
         return in_turn(self._rand_augment, crop_flip)
 
-    def _given(
-        self, name: str, values: Sequence[float] | None, *, lowest: float
-    ) -> tuple[float, ...]:
-        if values is None:
-            return ()
-        if isinstance(values, str) or len(values) != self.channels:
-            raise ValueError(f"{name} needs {self.channels} values, got {values!r}")
-        return tuple(check_number(name, value, minimum=lowest, maximum=1.0) for value in values)
-
     def _list(self) -> _Listing:
         if self._listing is None:
             parts = {name: part_of(self.root, name) for name in ("train", "test")}
@@ -167,7 +164,7 @@ class FolderData(ImageDataModule):
 
     def _read(self) -> tuple[Mapping[str, ImageSet], DataInfo]:
         listing = self._list()
-        self._check_memory(sum(map(len, listing.files.values())))
+        check_memory(sum(map(len, listing.files.values())), self.channels, self.image_size)
         sets, bad = {}, []
         for name, files in listing.files.items():
             sets[name], unreadable = self._decode_all(files)
@@ -211,24 +208,8 @@ class FolderData(ImageDataModule):
     def _report(self, bad: list[tuple[Path, str]]) -> None:
         if not bad:
             return
-        shown = "".join(f"\n  {printable(str(path))}: {what}" for path, what in bad[:20])
-        if len(bad) > 20:
-            shown += f"\n  and {len(bad) - 20} more"
-        text = f"{len(bad)} image files cannot be read:{shown}"
+        text = f"{len(bad)} image files cannot be read:{listed(bad)}"
         if self.on_corrupt == "refuse":
             raise DataError(f"{text}\nRepair or remove them, or set data.on_corrupt=skip.")
         rank_zero_warn(f"{text}\nThey are skipped (data.on_corrupt=skip).")
         self.skipped = tuple(path for path, _ in bad)
-
-    def _check_memory(self, count: int) -> None:
-        height, width = self.image_size
-        needed = count * self.channels * height * width
-        if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-            return
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if needed > 0.6 * memory:
-            raise DataError(
-                f"{count} images of {height} x {width} need {needed / 2**30:.1f} GiB, and this "
-                f"machine has {memory / 2**30:.1f} GiB: images are held in memory; choose a "
-                "smaller data.image_size"
-            )

@@ -14,6 +14,7 @@ from cvattn.system import printable
 
 VAL_FRACTION = 0.1
 _MOST_NAMED = 5
+_MOST_LISTED = 20
 
 
 class Part(NamedTuple):
@@ -128,3 +129,10 @@ def named(names: Sequence[str]) -> str:
     """Some of the names, and how many more there are."""
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return ", ".join(map(printable, names[:_MOST_NAMED])) + more
+
+
+def listed(bad: Sequence[tuple[Path, str]]) -> str:
+    """A line for each file and what is wrong with it, of the first ones."""
+    lines = "".join(f"\n  {printable(str(path))}: {what}" for path, what in bad[:_MOST_LISTED])
+    more = len(bad) - _MOST_LISTED
+    return lines + (f"\n  and {more} more" if more > 0 else "")

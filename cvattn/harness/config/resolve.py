@@ -16,6 +16,7 @@ from cvattn.harness.config.decisions import decide_data
 from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.config.trainer_checks import check_trainer
 from cvattn.system import did_you_mean
+from cvattn.tasks import NetworkTask
 
 SMALL_DATA = 10_000
 # In words, where a number alone says little.
@@ -24,6 +25,12 @@ _COUNTED = {
     "source_vocab": "tokens in its sources",
     "target_vocab": "tokens in its answers",
     "classes": "classes",
+}
+# What is learned from data, by what each of its samples has.
+_TASKS = {
+    "class": "task=classification and task=flow do",
+    "mask": "task=segmentation does, with model=segmenter or model=unet",
+    "text": "task=sequence does, with model=reader or model=transformer",
 }
 # What else than the data's value a key may have: a network that is told no class.
 _NONE = {"classes": 0}
@@ -57,8 +64,19 @@ def resolve_recipe(cfg: DictConfig, train_size: int, overrides: Sequence[str]) -
 
 
 def resolve_model(cfg: DictConfig, info: Facts) -> None:
-    """Fill the values that only the data knows: classes, channels, image size and the like."""
+    """Fill the values that only data and task know: classes, channels, image size and the like."""
+    task = resolve_target("task", cfg.task._target_)
+    if getattr(task, "target", None) not in (None, info.target):
+        raise ConfigError(
+            f"data={info.name} has a {info.target} for each {info.unit}, and {task.__name__} "
+            f"learns from a {task.target}; {_TASKS[info.target]}"
+        )
     known = info.fills()
+    # What the task says of a network comes before what the data would.
+    asked = task.network_values(info) if issubclass(task, NetworkTask) else {}
+    for key in [key for key in cfg.model if OmegaConf.is_missing(cfg.model, key)]:
+        if key in asked:
+            cfg.model[key] = asked[key]
     for name in ("model", "task"):
         node = cfg[name]
         for key in node:
@@ -72,7 +90,8 @@ def resolve_model(cfg: DictConfig, info: Facts) -> None:
                 node[key] = known[key]
     resolved = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     for name in ("model", "task"):
-        for key in set(resolved[name]) & set(known):
+        checked = set(known) - (set(asked) if name == "model" else set())
+        for key in set(resolved[name]) & checked:
             given = resolved[name][key]
             if given not in (known[key], _NONE.get(key, known[key])):
                 what = f"{known[key]} {_COUNTED[key]}" if key in _COUNTED else f"{known[key]}"

@@ -1,0 +1,105 @@
+"""A fully convolutional network for segmentation, with a head that looks near or far."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cvattn.models.controls import WideConvolution, unet_attention
+from cvattn.models.image_input import check_images
+from cvattn.models.timm_cnn import insert_named
+from cvattn.models.timm_features import timm_features
+
+Head = Literal["fcn", "attention", "dilated"]
+_FILTER = 7  # side of the filters of "dilated"
+
+
+class SegmentationNetwork(nn.Module):
+    """A class for every pixel: a CNN of timm up to a stride, and a head on its last map.
+
+    ``encoder``; ``near``, a 3x3 convolution to ``width`` channels; ``far``, what the head is named
+    for; ``mixed``, a 3x3 convolution; ``head``, a 1x1 convolution to the classes, whose logits are
+    brought to the image's size by bilinear interpolation. The convolutions have a batch norm and a
+    ReLU. This is the FCN head of mmsegmentation, and, with a block between its two convolutions,
+    the non-local one (Long et al., "Fully Convolutional Networks for Semantic Segmentation", 2015;
+    Wang et al., "Non-local Neural Networks", 2018); the block here has the form of U-Nets, which
+    begins as the identity.
+
+    No layer but the block looks at a whole map: batch norms alone, so that what a pixel is told of
+    lies within the receptive field.
+
+    Args:
+        num_classes: number of classes.
+        in_channels: of the images.
+        image_size: (H, W) of most images; at this size "dilated" costs what "attention" does. Any
+            size works.
+        encoder: a CNN as in ``timm.list_models()``.
+        stride: its last map is so many times smaller than the image.
+        width: channels of the head.
+        head: "fcn", nothing beside the convolutions; "attention" (:meth:`SelfAttention2d.unet
+            <cvattn.SelfAttention2d.unet>`); or "dilated"
+            (:class:`cvattn.models.controls.WideConvolution`), whose 7x7 taps reach half of the
+            map's longer side.
+        attention: attention in the encoder, too, as in :class:`cvattn.models.TimmCNN`.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, num_classes, H, W).
+
+    Raises:
+        ValueError: an encoder that timm does not have, or not with such a map; unknown names.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        image_size: tuple[int, int] = (128, 128),
+        encoder: str = "resnet10t",
+        stride: int = 4,
+        width: int = 64,
+        head: Head = "attention",
+        attention: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if head not in get_args(Head):
+            raise ValueError(f"head={head!r}; expected one of {get_args(Head)}")
+        if num_classes < 2 or width < 1:
+            raise ValueError(f"num_classes={num_classes} must be 2 or more, width={width} positive")
+        self.in_channels = in_channels
+        self.out_channels = num_classes
+        self.encoder, channels = timm_features(encoder, in_channels, stride)
+        if attention is not None:
+            insert_named(self.encoder, attention)
+        map_size = tuple(-(-side // stride) for side in image_size)
+        self.near = _convolution(channels, width)
+        self.far = _far(head, width, map_size)
+        self.mixed = _convolution(width, width)
+        self.head = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.in_channels)
+        (x,) = self.encoder(images)
+        x = self.head(self.mixed(self.far(self.near(x))))
+        return F.interpolate(x, images.shape[-2:], mode="bilinear")
+
+
+def _convolution(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(),
+    )
+
+
+def _far(head: Head, width: int, map_size: tuple[int, ...]) -> nn.Module:
+    if head == "fcn":
+        return nn.Identity()
+    if head == "attention":
+        return unet_attention(width)
+    # Its outermost taps reach half of the longer side.
+    dilation = max(1, round(max(map_size) / 2 / (_FILTER // 2)))
+    return WideConvolution(
+        width, positions=map_size[0] * map_size[1], kernel_size=_FILTER, dilation=dilation
+    )

@@ -37,9 +37,9 @@ PUBLIC = {
     "DigitLinesData DigitScenesData DigitsData Facts FashionMNISTData FolderData ImageDataModule "
     "LineFolderData MaskDataModule MaskInfo MasksFolderData StringsData VIEWS VOID choose views_of",
     "cvattn.explorer": "Page explore explore_making",
-    "cvattn.inference": "Classifier Generator InferenceError LineReader NotFiniteError Way "
-    "as_classifier as_generator as_line_reader find_images open_classifier open_generator "
-    "open_network",
+    "cvattn.inference": "Classifier Generator InferenceError LineReader NotFiniteError Segmenter "
+    "Way as_classifier as_generator as_image_network as_line_reader as_segmenter find_images "
+    "open_classifier open_generator open_network open_segmenter",
     "cvattn.quality": "Accuracy Distance Distances FeatureNetwork Judgement Lite0 Neighbours "
     "Reference Rung draw_ladder draw_neighbours extract floor frechet judge kernel ladder",
     "cvattn.system": "csv_cell did_you_mean figures is_offline printable",

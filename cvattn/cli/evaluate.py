@@ -20,10 +20,12 @@ from torch import Tensor
 import cvattn
 from cvattn.cli.arguments import parse_data
 from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, folder_beside, shown
+from cvattn.cli.evaluate_masks import evaluate_masks
 from cvattn.cli.figures import draw_confusion, draw_reliability
 from cvattn.cli.measures import BINS, Measures, measure
 from cvattn.data import VIEWS, BatchLoader, DataInfo, ImageDataModule, views_of
-from cvattn.inference import Classifier, open_classifier
+from cvattn.inference import Classifier, as_classifier, as_segmenter, open_network
+from cvattn.inference.image_network import names_pixels
 from cvattn.inference.own_data import MODULES, choose_data, loaded
 from cvattn.system import csv_cell, figures
 
@@ -34,7 +36,10 @@ def run(arguments: Sequence[str]) -> int:
     """The command. Leaves ``evaluation.json``, ``confusion.{png,csv}`` and ``reliability.png``."""
     args = _parser().read(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    classifier = open_classifier(args.checkpoint, device)
+    network = open_network(args.checkpoint, device)
+    if names_pixels(network):
+        return evaluate_masks(as_segmenter(network, args.checkpoint), args)
+    classifier = as_classifier(network, args.checkpoint)
     data, notes = choose_data(classifier, *parse_data(args.data))
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     for note in notes:
@@ -211,7 +216,8 @@ def _parser() -> Parser:
         usage="cvattn evaluate CHECKPOINT [data=NAME] [data.KEY=VALUE ...] [--split test|val] "
         "[--views none|flip|flip_shift] [-o FOLDER]",
         description="Accuracy for each class, confusion matrix and calibration, in float32. "
-        "Without data=... on the data that the checkpoint says it was trained on.",
+        "Of a network that names every pixel: intersection over union for each class. Without "
+        "data=... on the data that the checkpoint says it was trained on.",
     )
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument(

@@ -14,7 +14,7 @@ from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
 from cvattn.cli.hidden_part import PARTS, known_part
 from cvattn.data.image_files import read_picture
 from cvattn.explorer import Page, explore, explore_making
-from cvattn.inference import InferenceError, as_classifier, as_line_reader, open_network
+from cvattn.inference import InferenceError, as_image_network, as_line_reader, open_network
 from cvattn.inference.generator import Generator, as_generator
 from cvattn.inference.image_network import makes_images
 from cvattn.inference.timm_network import TimmNetwork, open_timm
@@ -140,8 +140,8 @@ def _from_files(
         found = list(readable(files, as_line_reader(network, checkpoint).read))
         images: Any = [torch.from_numpy(line) for _, line in found]
     else:
-        classifier = as_classifier(network, checkpoint)
-        found = [(path, pixels) for path, (pixels, _) in readable(files, classifier.read)]
+        ours = as_image_network(network, checkpoint)
+        found = [(path, pixels) for path, (pixels, _) in readable(files, ours.read)]
         images = torch.from_numpy(np.stack([pixels for _, pixels in found])) if found else None
     if not found:
         raise CommandError("none of the images could be read")
@@ -154,11 +154,11 @@ def _from_data(
     # Lightning takes seconds, and files need none of it.
     from cvattn.inference.own_data import choose_data, validation_images
 
-    classifier = as_classifier(network, checkpoint)
-    data, notes = choose_data(classifier, *parse_data(settings))
+    ours = as_image_network(network, checkpoint)
+    data, notes = choose_data(ours, *parse_data(settings))
     for note in notes:
         say(note)
-    pixels, names, labels = validation_images(classifier, data, count)
+    pixels, names, labels = validation_images(ours, data, count)
     return {"images": torch.from_numpy(pixels), "names": names, "labels": labels}
 
 

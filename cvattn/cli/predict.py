@@ -1,5 +1,6 @@
-"""``cvattn predict CHECKPOINT IMAGE...``: what the network takes each image for, or reads in it."""
+"""``cvattn predict CHECKPOINT IMAGE...``: what the network says of each image, or its masks."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +9,16 @@ import numpy as np
 
 from cvattn.cli.arguments import find_images, readable
 from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
-from cvattn.inference import LineReader, as_classifier, as_line_reader, open_network
+from cvattn.cli.predict_masks import write_masks
+from cvattn.inference import (
+    LineReader,
+    as_classifier,
+    as_line_reader,
+    as_segmenter,
+    open_network,
+)
 from cvattn.inference.classifier import Guesses
+from cvattn.inference.image_network import names_pixels
 
 BATCH = 64
 
@@ -22,7 +31,12 @@ def run(arguments: Sequence[str]) -> int:
     network = open_network(args.checkpoint)
     assert isinstance(network.meta, dict)
     if "alphabet" in network.meta:
+        _refuse_folder(args)
         return _read_lines(as_line_reader(network, args.checkpoint), find_images(args.images))
+    if names_pixels(network):
+        segmenter = as_segmenter(network, args.checkpoint)
+        return write_masks(segmenter, find_images(args.images), args)
+    _refuse_folder(args)
     classifier = as_classifier(network, args.checkpoint)
     rows: list[tuple[str, Guesses]] = []
     squeezed: list[str] = []
@@ -45,6 +59,14 @@ def run(arguments: Sequence[str]) -> int:
     if rows:
         _show(rows)
     return int(len(rows) < len(files))
+
+
+def _refuse_folder(args: argparse.Namespace) -> None:
+    if args.output is not None or args.overlays:
+        raise CommandError(
+            "-o and --overlays are for networks that name every pixel, whose masks are files; this "
+            "one's answers are printed"
+        )
 
 
 def _read_lines(reader: LineReader, files: Sequence[Path]) -> int:
@@ -84,9 +106,17 @@ def _parser() -> Parser:
         description="Print the likeliest classes of image files, with their probabilities. Images "
         "are resized to what the network takes; transparency becomes white. For networks trained "
         "on data=folder they are cut to shape as in training, for others squeezed. A reader prints "
-        "what it reads in each line, and how probable that is.",
+        "what it reads in each line, and how probable that is. A network that names every pixel "
+        "writes a mask for each image: a palette PNG of its name and size, with the values of the "
+        "training masks. To it an image is shown at the scale of the training, whole.",
     )
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of images")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes shown (3)")
+    parser.add_argument(
+        "-o", "--output", metavar="FOLDER", help="for masks (default: masks/ in the run's folder)"
+    )
+    parser.add_argument(
+        "--overlays", action="store_true", help="with masks, images with their colours on them"
+    )
     return parser

@@ -16,7 +16,7 @@ from cvattn.explorer.pictures import (
     preprocessed,
     read_files,
 )
-from cvattn.inference import Classifier, InferenceError, as_classifier
+from cvattn.inference import Classifier, InferenceError, Segmenter, as_image_network
 
 Captions = list[dict[str, Any]]
 
@@ -70,42 +70,41 @@ def given_images(
     # Of a network of ours from a checkpoint; others may have an attribute of that name.
     meta = getattr(network, "meta", None)
     known = isinstance(meta, dict) and {"classes", "mean", "std"} <= meta.keys()
-    classifier = as_classifier(network, source) if known else None
+    ours = as_image_network(network, source) if known else None
+    # What is said of each pixel is no guess of what an image shows.
+    outputs = ours.outputs if isinstance(ours, Classifier) else None
     if floats:
-        pictures = classifier.pixels(images) if classifier else as_seen(images, None)
-        captions = captions_of(len(images), names, labels)
-        return Given(images, pictures, captions, classifier.outputs if classifier else None)
-    if classifier is None:
+        pictures = ours.pixels(images) if ours else as_seen(images, None)
+        return Given(images, pictures, captions_of(len(images), names, labels), outputs)
+    if ours is None:
         raise InferenceError(
             f"a {source} does not say how its images are prepared: give preprocess=, or images as "
             f"it takes them, float (B, C, H, W), not {kind_of(images)}"
         )
-    pixels, captions = _pixels(classifier, images, names, labels, count)
-    return Given(
-        classifier.normalise(pixels), np.moveaxis(pixels, 1, -1), captions, classifier.outputs
-    )
+    pixels, captions = _pixels(ours, images, names, labels, count)
+    return Given(ours.normalise(pixels), np.moveaxis(pixels, 1, -1), captions, outputs)
 
 
 def _pixels(
-    classifier: Classifier,
+    ours: Classifier | Segmenter,
     images: Any,
     names: Sequence[str] | None,
     labels: Sequence[str] | None,
     count: int,
 ) -> tuple[np.ndarray, Captions]:
-    """For a classifier of ours: uint8 (B, C, H, W), read and cut as in its training."""
+    """For a network of ours: uint8 (B, C, H, W), read and cut as in its training."""
     if images is None:
         # Lightning takes seconds, and files need none of it.
         from cvattn.inference.own_data import choose_data, validation_images
 
-        data, notes = choose_data(classifier)
+        data, notes = choose_data(ours)
         for note in notes:
             warnings.warn(note, stacklevel=5)
-        pixels, names, labels = validation_images(classifier, data, count)
+        pixels, names, labels = validation_images(ours, data, count)
     elif isinstance(images, Tensor):
         pixels = images.cpu().numpy()
     else:
-        found = [(path, each) for path, (each, _) in read_files(images, classifier.read)]
+        found = [(path, each) for path, (each, _) in read_files(images, ours.read)]
         pixels = np.stack([each for _, each in found])
         names = [path.name for path, _ in found] if names is None else names
     if pixels.dtype != np.uint8:

@@ -1,9 +1,9 @@
 """Trained networks at work: a library that the commands and the explorer call.
 
-``network`` opens a checkpoint; ``classifier``, ``line_reader`` and ``generator`` add what is needed
-to use the network (classes, normalisation, alphabet), and predict or make images; ``images`` reads
-files as they were read in training; ``own_data`` finds the data that a network was trained on. The
-last one needs Lightning and is imported by its full name.
+``network`` opens a checkpoint; ``classifier``, ``segmenter``, ``line_reader`` and ``generator`` add
+what is needed to use the network (classes, normalisation, alphabet), and predict or make images;
+``images`` reads files as they were read in training; ``own_data`` finds the data that a network was
+trained on. The last one needs Lightning and is imported by its full name.
 """
 
 from cvattn.inference.classifier import Classifier, as_classifier, open_classifier
@@ -12,6 +12,7 @@ from cvattn.inference.generator import Generator, Way, as_generator, open_genera
 from cvattn.inference.images import find_images
 from cvattn.inference.line_reader import LineReader, as_line_reader
 from cvattn.inference.network import open_network
+from cvattn.inference.segmenter import Segmenter, as_image_network, as_segmenter, open_segmenter
 
 __all__ = [
     "Classifier",
@@ -19,12 +20,16 @@ __all__ = [
     "InferenceError",
     "LineReader",
     "NotFiniteError",
+    "Segmenter",
     "Way",
     "as_classifier",
     "as_generator",
+    "as_image_network",
     "as_line_reader",
+    "as_segmenter",
     "find_images",
     "open_classifier",
     "open_generator",
     "open_network",
+    "open_segmenter",
 ]

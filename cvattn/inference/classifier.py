@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cvattn.core.devices import device_of
 from cvattn.inference.errors import InferenceError, NotFiniteError
-from cvattn.inference.image_network import ImageNetwork, facts_of, makes_images
+from cvattn.inference.image_network import ImageNetwork, facts_of, makes_images, names_pixels
 from cvattn.inference.network import open_network
 
 Guesses = list[tuple[str, float]]  # class and probability, the likeliest first
@@ -72,6 +72,11 @@ def as_classifier(network: nn.Module, name: str) -> Classifier:
         raise InferenceError(
             f"{name} holds a {type(network).__name__} that makes images and names none; "
             f"python -m cvattn sample {name} makes some, and cvattn judge compares them with others"
+        )
+    if names_pixels(network):
+        raise InferenceError(
+            f"{name} holds a {type(network).__name__} that names every pixel, and no whole image; "
+            f"python -m cvattn predict {name} IMAGE... writes masks"
         )
     facts = facts_of(network, name)
     return Classifier(**facts, outputs=_all_outputs(facts, name))

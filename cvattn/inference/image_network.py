@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from cvattn.inference.errors import InferenceError
 from cvattn.inference.images import read_image
 from cvattn.models import UNet
 
+# Data whose images are cut to shape, never squeezed.
+_CUT = ("cvattn.data.FolderData", "cvattn.data.MasksFolderData")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageNetwork:
@@ -25,7 +28,10 @@ class ImageNetwork:
         mean, std: per channel, of pixels scaled to 0..1.
         image_size: (H, W).
         config: the run's resolved configuration; empty if the checkpoint has none.
+        target: what it says of an image, as :class:`cvattn.data.Facts` has it.
     """
+
+    target: ClassVar[str] = "class"
 
     network: nn.Module
     classes: tuple[str, ...]
@@ -59,8 +65,8 @@ class ImageNetwork:
                 f"the network takes {self.channels} channels; image files have 1 or 3"
             )
         data = self.config.get("data")
-        if isinstance(data, dict) and data.get("_target_") == "cvattn.data.FolderData":
-            # These networks saw images cut to shape, never squeezed: they get the same here.
+        if isinstance(data, dict) and data.get("_target_") in _CUT:
+            # These networks get here what they saw in training.
             return cut(read_picture(path, self.channels), self.image_size), ""
         height, width = self.image_size
         pixels, (h, w) = read_image(path, self.channels, self.image_size)
@@ -107,3 +113,9 @@ def facts_of(network: nn.Module, name: str) -> dict[str, Any]:
 def makes_images(network: nn.Module) -> bool:
     """Whether it was trained to make images, rather than to say something of them."""
     return isinstance(network, UNet) and network.timed
+
+
+def names_pixels(network: nn.Module) -> bool:
+    """Whether it was trained on masks."""
+    meta = getattr(network, "meta", None)
+    return isinstance(meta, dict) and "mask_values" in meta

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 import cvattn.data
-from cvattn.data import DataInfo, ImageDataModule
+from cvattn.data import DataInfo, ImageDataModule, MaskDataModule
 from cvattn.inference.classifier import Classifier
 from cvattn.inference.errors import InferenceError
 from cvattn.inference.image_network import ImageNetwork
+from cvattn.inference.segmenter import Segmenter
 from cvattn.system import did_you_mean
 
 
@@ -28,11 +29,13 @@ MODULES: dict[str, type[ImageDataModule]] = {
     for name in cvattn.data.__all__
     if inspect.isclass(cls := getattr(cvattn.data, name))
     and issubclass(cls, ImageDataModule)
-    and cls is not ImageDataModule
+    and cls not in (ImageDataModule, MaskDataModule)
 }
 SPLIT = "val"  # shown to people; the test images are for testing
 # The network fixes these where the data module would let them be chosen.
 FIXED = ("channels", "image_size", "mean", "std")
+# And this, where what a mask file holds could be told otherwise.
+MASKS = ("classes", "values", "void")
 
 
 def choose_data(
@@ -57,6 +60,11 @@ def choose_data(
     if cls is None:
         raise InferenceError(f"{reason}; name the data, data={' or data='.join(MODULES)}")
     name = next(short for short, known in MODULES.items() if known is cls)
+    target = "mask" if issubclass(cls, MaskDataModule) else "class"
+    if target != network.target:
+        raise InferenceError(
+            f"the network gives a {network.target} for each image, and {name} has a {target}"
+        )
     parameters = inspect.signature(cls).parameters
     for key in given:
         if key not in parameters:
@@ -71,7 +79,8 @@ def choose_data(
     if dropped:
         notes.append(f"data={name} no longer has {', '.join(dropped)}; left out")
     arguments = {key: value for key, value in arguments.items() if key in parameters}
-    arguments |= {key: getattr(network, key) for key in FIXED if key in parameters}
+    fixed = (*FIXED, *(MASKS if isinstance(network, Segmenter) else ()))
+    arguments |= {key: getattr(network, key) for key in fixed if key in parameters}
     arguments |= given
     if "root" in parameters and "root" not in given:
         required = parameters["root"].default is inspect.Parameter.empty
@@ -111,9 +120,11 @@ def loaded(data: ImageDataModule, stage: str = "test") -> DataInfo:
 
 
 def validation_images(
-    classifier: Classifier, data: ImageDataModule, count: int
-) -> tuple[np.ndarray, list[str], list[str]]:
+    network: Classifier | Segmenter, data: ImageDataModule, count: int
+) -> tuple[np.ndarray, list[str], list[str] | None]:
     """Pixels, uint8 (count, C, H, W), their names and labels; the same ones every time.
+
+    Images with masks have no labels.
 
     Raises:
         InferenceError: the data cannot be read.
@@ -121,7 +132,9 @@ def validation_images(
     loaded(data, "fit")
     _, indices, places = data.example_images(count, split=SPLIT)
     names = [f"{SPLIT} image {place}" for place in places.tolist()]
-    labels = [classifier.outputs[label] for label in indices.tolist()]
+    if isinstance(network, Segmenter):
+        return np.asarray(data.split(SPLIT).images[places]), names, None
+    labels = [network.outputs[label] for label in indices.tolist()]
     return np.asarray(data.split(SPLIT).images[places]), names, labels
 
 

@@ -39,8 +39,8 @@ class SegmentationNetwork(nn.Module):
         width: channels of the head.
         head: "fcn", nothing beside the convolutions; "attention" (:meth:`SelfAttention2d.unet
             <cvattn.SelfAttention2d.unet>`); or "dilated"
-            (:class:`cvattn.models.controls.WideConvolution`), whose 7x7 taps reach half of the
-            map's longer side.
+            (:class:`cvattn.models.controls.WideConvolution`), whose 7x7 taps reach over three
+            quarters of the map's longer side, each way.
         attention: attention in the encoder, too, as in :class:`cvattn.models.TimmCNN`.
 
     Shape:
@@ -98,8 +98,7 @@ def _far(head: Head, width: int, map_size: tuple[int, ...]) -> nn.Module:
         return nn.Identity()
     if head == "attention":
         return unet_attention(width)
-    # Its outermost taps reach half of the longer side.
-    dilation = max(1, round(max(map_size) / 2 / (_FILTER // 2)))
+    dilation = max(1, round(max(map_size) * 3 / 4 / (_FILTER // 2)))
     return WideConvolution(
         width, positions=map_size[0] * map_size[1], kernel_size=_FILTER, dilation=dilation
     )

@@ -223,10 +223,10 @@ def test_the_jpeg_copy_is_called_by_its_name(sagan, tmp_path, monkeypatch, capsy
 
 BAD_SETTINGS = [
     (["data=digit"], "data=digit: no such data; did you mean digits?"),
-    (["data=auto"], "there are: cifar10, cifar100, digits, fashion_mnist, folder"),
+    (["data=auto"], "there are: cifar10, cifar100, digit_scenes, digits, fashion_mnist"),
     (
         ["dta=digits"],
-        "cannot read 'dta=digits'; expected data=cifar10|cifar100|digits|fashion_mnist|folder",
+        "cannot read 'dta=digits'; expected data=cifar10|cifar100|digit_scenes|digits|",
     ),
     (["data.rotatoin=3"], "data=digits has no 'rotatoin'; did you mean rotation?"),
     (["data.rotation=much"], "rotation must be a number, got 'much'"),

@@ -56,7 +56,9 @@ def test_without_a_far_look_a_pixel_is_told_of_less_than_the_legends_distance():
             for parameter in network.parameters():  # positive throughout: no ReLU hides anything
                 parameter.abs_().add_(0.01)
         places = [(y, x) for y, x in ((60, 88), (61, 91), (63, 90))]
-        found[head] = [max(far) for far in zip(*(reach(network, (128, 192), p) for p in places))]
+        found[head] = [
+            max(far) for far in zip(*(reach(network, (128, 192), p) for p in places), strict=True)
+        ]
     assert all(23 <= far <= REACH - 2 for far in found["fcn"])
     assert found["attention"] == [67, 103]  # everything
     # Beyond the legend, from wherever a digit of data=digit_scenes is.

@@ -6,19 +6,20 @@ from typing import cast
 import pytorch_lightning as pl
 
 from cvattn.core.devices import device_of
-from cvattn.data import ImageDataModule
+from cvattn.data import ImageDataModule, MaskDataModule
 from cvattn.data.sequences.base import SequenceDataModule
 from cvattn.harness.assemble import Run
 from cvattn.harness.reporting.csv_log import CSVLog
+from cvattn.harness.reporting.mask_pictures import draw_masks
 from cvattn.harness.reporting.pictures import draw_attention, draw_curves
 from cvattn.harness.reporting.reading_picture import draw_reading
 from cvattn.harness.reporting.sample_pictures import draw_samples
 from cvattn.system import figures
-from cvattn.tasks import ClassificationTask, FlowTask, NetworkTask, SequenceTask
+from cvattn.tasks import ClassificationTask, FlowTask, NetworkTask, SegmentationTask, SequenceTask
 
 
 def draw_run(run: Run, trainer: pl.Trainer) -> None:
-    """``curves.png``, ``attention.png`` if there is attention to be drawn, samples of a generator.
+    """``curves.png``; ``attention.png`` if there is attention to be drawn; samples, masks.
 
     What cannot be drawn is said in a line: the run goes on to its summary.
     """
@@ -35,6 +36,9 @@ def draw_run(run: Run, trainer: pl.Trainer) -> None:
         with figures.tolerate_failure("samples.png"):
             data = cast(ImageDataModule, run.data)
             draw_samples(run.task, data, run.folder / "samples.png", rows=8)
+    if isinstance(run.task, SegmentationTask):
+        with figures.tolerate_failure("masks.png"):
+            draw_masks(run.task, cast(MaskDataModule, run.data), run.folder / "masks.png")
 
 
 @singledispatch

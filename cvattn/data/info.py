@@ -26,7 +26,8 @@ class Facts:
             question has no meaning or is not answered yet.
         fingerprint: the first 16 hex digits of the sha256 of the test part; "" before setup.
         unit: what a sample is called; its plural has an s.
-        target: what each sample has for a network to learn: a "class", a "mask" or a "text".
+        target: what each sample has for a network to learn: a "class", a "mask" or a "text"; None:
+            the data does not say.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Facts:
     fingerprint: str = ""
 
     unit: ClassVar[str]
-    target: ClassVar[str]
+    target: ClassVar[str | None] = None
 
     @property
     def label(self) -> str:
@@ -90,7 +91,7 @@ class DataInfo(Facts):
     std: tuple[float, ...]
 
     unit: ClassVar[str] = "image"
-    target: ClassVar[str] = "class"
+    target: ClassVar[str | None] = "class"
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -133,7 +134,7 @@ class MaskInfo(DataInfo):
     values: tuple[int, ...]
     void: int | None
 
-    target: ClassVar[str] = "mask"
+    target: ClassVar[str | None] = "mask"
 
     def meta(self) -> dict[str, Any]:
         return {**super().meta(), "mask_values": list(self.values), "mask_void": self.void}
@@ -152,7 +153,7 @@ class StringInfo(Facts):
     max_length: int
 
     unit: ClassVar[str] = "string"
-    target: ClassVar[str] = "text"
+    target: ClassVar[str | None] = "text"
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -198,7 +199,7 @@ class LineInfo(Facts):
     std: tuple[float, ...]
 
     unit: ClassVar[str] = "line"
-    target: ClassVar[str] = "text"
+    target: ClassVar[str | None] = "text"
 
     @property
     def size(self) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from cvattn.models.controls import WideConvolution, unet_attention
 from cvattn.models.image_input import check_images
-from cvattn.models.timm_cnn import insert_named
-from cvattn.models.timm_features import timm_features
+from cvattn.models.timm_cnn import TimmCNN, check_name, insert_named
+from cvattn.models.timm_features import take_features, timm_features
 
 Head = Literal["fcn", "attention", "dilated"]
 _FILTER = 7  # side of the filters of "dilated"
@@ -42,6 +42,9 @@ class SegmentationNetwork(nn.Module):
             (:class:`cvattn.models.controls.WideConvolution`), whose 7x7 taps reach over three
             quarters of the map's longer side, each way.
         attention: attention in the encoder, too, as in :class:`cvattn.models.TimmCNN`.
+        pretrained: weights of the encoder, as in :class:`cvattn.models.TimmCNN`, which
+            :meth:`load_pretrained` takes: False = none, True = timm's, or a file or package of a
+            classifier's.
 
     Shape:
         (B, in_channels, H, W) -> (B, num_classes, H, W).
@@ -61,12 +64,16 @@ class SegmentationNetwork(nn.Module):
         width: int = 64,
         head: Head = "attention",
         attention: Mapping[str, Any] | None = None,
+        pretrained: bool | str = False,
     ) -> None:
         super().__init__()
         if head not in get_args(Head):
             raise ValueError(f"head={head!r}; expected one of {get_args(Head)}")
         if num_classes < 2 or width < 1:
             raise ValueError(f"num_classes={num_classes} must be 2 or more, width={width} positive")
+        check_name(encoder, weights=pretrained is True)
+        self.name = encoder
+        self.pretrained = pretrained
         self.in_channels = in_channels
         self.out_channels = num_classes
         self.encoder, channels = timm_features(encoder, in_channels, stride)
@@ -77,6 +84,25 @@ class SegmentationNetwork(nn.Module):
         self.far = _far(head, width, map_size)
         self.mixed = _convolution(width, width)
         self.head = nn.Conv2d(width, num_classes, 1)
+
+    def load_pretrained(self) -> str | None:
+        """Give the encoder the weights that ``pretrained`` names, if any; the head keeps its own.
+
+        Call this once before training (the harness does). Attention blocks in the encoder keep
+        theirs.
+
+        Returns:
+            Which weights these are, in words.
+
+        Raises:
+            ValueError: weights that cannot be had or do not fit, and what to do.
+        """
+        if self.pretrained is False:
+            return None
+        whole = TimmCNN(self.name, 2, in_channels=self.in_channels, pretrained=self.pretrained)
+        what = whole.load_pretrained()
+        take_features(self.encoder, whole.cnn)
+        return what
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.in_channels)

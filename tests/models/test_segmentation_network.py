@@ -98,6 +98,34 @@ def test_the_stride_and_attention_in_the_encoder():
     assert not any(name.startswith("encoder.layer3") for name, _ in network.named_modules())
 
 
+@pytest.mark.parametrize("encoder", ["test_resnet", "test_convnext", "test_efficientnet"])
+def test_an_encoder_takes_the_weights_of_a_classifier(encoder, tmp_path):
+    """Its map is then that of the classifier's own layers, and blocks in it keep their weights."""
+    import timm
+
+    torch.manual_seed(23)
+    classifier = timm.create_model(encoder, num_classes=9, in_chans=2).eval()
+    torch.save(classifier.state_dict(), tmp_path / "weights.pth")
+    options = {"encoder": encoder, "stride": 8, "pretrained": str(tmp_path / "weights.pth")}
+    network = SegmentationNetwork(5, **{**SMALL, **options}).eval()
+    head = copy.deepcopy(network.near.state_dict())
+    images = torch.randn(2, 2, 64, 96)
+    before = network.encoder(images)[0]
+    assert "weights.pth" in network.load_pretrained()
+    (found,) = network.encoder(images)
+    assert not torch.equal(found, before)
+    kept = [
+        each for each in classifier.forward_intermediates(images)[1] if each.shape == found.shape
+    ]
+    assert any(torch.allclose(found, each, atol=1e-5) for each in kept)
+    assert all(torch.equal(value, head[name]) for name, value in network.near.state_dict().items())
+    assert SegmentationNetwork(5, **SMALL).load_pretrained() is None
+    other = {"test_resnet": "test_convnext"}.get(encoder, "test_resnet")
+    wrong = SegmentationNetwork(5, **{**SMALL, **options, "encoder": other})
+    with pytest.raises(ValueError, match=f"is not of {other}"):
+        wrong.load_pretrained()
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_compiled_and_exported_networks_give_the_same_masks(head):
     network = make(head)

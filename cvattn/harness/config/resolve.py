@@ -66,10 +66,11 @@ def resolve_recipe(cfg: DictConfig, train_size: int, overrides: Sequence[str]) -
 def resolve_model(cfg: DictConfig, info: Facts) -> None:
     """Fill the values that only data and task know: classes, channels, image size and the like."""
     task = resolve_target("task", cfg.task._target_)
-    if getattr(task, "target", None) not in (None, info.target):
+    learned = getattr(task, "target", None)
+    if learned is not None and info.target not in (None, learned):
         raise ConfigError(
             f"data={info.name} has a {info.target} for each {info.unit}, and {task.__name__} "
-            f"learns from a {task.target}; {_TASKS[info.target]}"
+            f"learns from a {learned}; {_TASKS[info.target]}"
         )
     known = info.fills()
     # What the task says of a network comes before what the data would.

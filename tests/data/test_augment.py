@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cvattn.data.counter import Stream, bits, integers, uniform
 from cvattn.data.images.augment import Affine, CropFlip
+from cvattn.data.info import VOID
 
 H, W = 11, 17
 
@@ -44,6 +45,29 @@ def test_crop_and_flip_match_a_loop_over_pixels(flip):
                 want[:, h, w] = images[b, :, reflect(h + top, H), reflect(column + left, W)]
         assert torch.equal(got[b], want)
     assert flip == "none" or 0 < sum(flips) < len(flips)
+
+
+@pytest.mark.parametrize("flip", ["none", "random", "alternating"])
+def test_masks_move_with_their_images_and_have_no_class_outside(flip):
+    images, index, seed, epoch, pad = random_images(13), torch.arange(100, 113), 4, 3, 5
+    masks = images[:, 0] % 7
+    augment = CropFlip(crop_pad=pad, flip=flip, cutout=3)
+    got, moved = augment.with_masks(images, masks, index, seed=seed, epoch=epoch)
+    assert torch.equal(got, augment(images, index, seed=seed, epoch=epoch))
+    assert moved.dtype == torch.uint8
+    plain = CropFlip(crop_pad=pad, flip=flip)
+    place = torch.arange(H * W, dtype=torch.uint8).view(1, 1, H, W).expand(13, -1, -1, -1)
+    came_from = plain(place, index, seed=seed, epoch=epoch)[:, 0].long()
+    for b, i in enumerate(index):
+        top = int(integers(seed, epoch, i, Stream.CROP_Y, high=2 * pad + 1)) - pad
+        left = int(integers(seed, epoch, i, Stream.CROP_X, high=2 * pad + 1)) - pad
+        inside = torch.zeros(H, W, dtype=torch.bool)
+        inside[max(0, -top) : H - max(0, top), max(0, -left) : W - max(0, left)] = True
+        mirrored = bool(came_from[b, H // 2, 0] > came_from[b, H // 2, -1])
+        inside = inside.flip(1) if mirrored else inside
+        want = masks[b].flatten()[came_from[b]].masked_fill(~inside, VOID)
+        assert torch.equal(moved[b], want)
+    assert 0.05 < (moved == VOID).double().mean() < 0.5
 
 
 def test_flips_really_flip_half_of_the_images():

@@ -33,8 +33,8 @@ def contract(rows: list[dict[str, str]]) -> list[str]:
     """The lines of the comment."""
     metric = next(
         name
-        for name in ("accuracy_views", "accuracy", "loss")
-        if all(r[f"test_{name}"] for r in rows)
+        for name in ("accuracy_views", "accuracy", "mean_iou", "loss")
+        if all(row.get(f"test_{name}") for row in rows)
     )
     scale, digits, most = (1.0, 4, float("inf")) if metric == "loss" else (100.0, 2, 100.0)
     values = [scale * float(row[f"test_{metric}"]) for row in rows]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cvattn.inference.classifier import as_classifier
-from cvattn.inference.generator import as_generator
+from cvattn.inference.generator import Generator, as_generator
 from cvattn.inference.image_network import ImageNetwork, makes_images
 from cvattn.inference.network import open_network
+from cvattn.inference.segmenter import Segmenter, as_image_network
 
 BATCHES = (1, 2, 5)
 
@@ -62,6 +62,7 @@ class Call:
 
     def describe(self, open_sides: dict[int, str]) -> dict[str, Any]:
         """What a user of the file has to know, in plain values; it is stored in the file."""
+        values = self.opened.values if isinstance(self.opened, Segmenter) else ()
         shape = ["batch", self.opened.channels, *self.opened.image_size]
         return {
             "input": [open_sides.get(index, size) for index, size in enumerate(shape)],
@@ -71,6 +72,7 @@ class Call:
             "std": list(self.opened.std),
             "image_size": list(self.opened.image_size),
             "classes": list(self.classes),
+            **({"mask_values": list(values)} if values else {}),
             self.output: self.gives,
         }
 
@@ -82,17 +84,20 @@ def open_call(path: str) -> Call:
         InferenceError: there is none that can be used.
     """
     network = open_network(path)
-    if not makes_images(network):
-        classifier = as_classifier(network, path)
-        outputs = classifier.outputs
-        return Call(
-            opened=classifier,
-            inputs={},
-            output="logits",
-            gives=f"(batch, {len(outputs)})",
-            classes=outputs,
-        )
-    generator = as_generator(network, path)
+    if makes_images(network):
+        return _of_generator(as_generator(network, path))
+    taken = as_image_network(network, path)
+    of_pixels = ", height, width" if isinstance(taken, Segmenter) else ""
+    return Call(
+        opened=taken,
+        inputs={},
+        output="logits",
+        gives=f"(batch, {len(taken.outputs)}{of_pixels})",
+        classes=taken.outputs,
+    )
+
+
+def _of_generator(generator: Generator) -> Call:
     count = len(generator.classes)
     inputs = {"times": ("(batch,) float32: 0 for noise to 1 for an image", _times)}
     if generator.labelled:

@@ -17,6 +17,7 @@ from rich.table import Table
 
 import cvattn
 from cvattn.cli.common import CommandError, Parser
+from cvattn.comparison.metrics import Metric
 from cvattn.harness.config.paths import assigned
 from cvattn.inference.own_data import MODULES, data_here, loaded
 from cvattn.system import did_you_mean
@@ -32,8 +33,8 @@ class Contract:
     Attributes:
         command: ``python train.py ...``, without a seed.
         data: its name, and whether it is the JPEG copy: accuracies on that are lower.
-        metric: of the test set: "accuracy", "accuracy_views" (see ``cvattn evaluate --views``), or
-            "loss" of what makes images.
+        metric: of the test set: "accuracy", "accuracy_views" (see ``cvattn evaluate --views``),
+            "mean_iou" of masks, or "loss" of what makes images.
         mean: over ``seeds``, in percent; a loss as it is.
         expect: likewise; 95 % of single runs land in it.
         seeds: those that ``mean`` and ``expect`` come from.
@@ -144,17 +145,18 @@ def _check_data(name: str, contract: Contract) -> None:
 
 def _judge(contract: Contract, summary: Mapping[str, Any], console: Console) -> int:
     low, high = contract.expect
-    loss = contract.metric == "loss"
-    reached = (1 if loss else 100) * summary["test"].get(contract.metric, float("nan"))
-    digits = 4 if loss else 2
+    metric = Metric(f"test_{contract.metric}", "max")
+    share = 100 if metric.unit else 1
+    reached = share * summary["test"].get(contract.metric, float("nan"))
+    digits = 2 if metric.unit else 4
     inside = low <= reached <= high
     same_cost = abs(summary["pflop"] / contract.pflop - 1) <= 0.01
     table = Table(title="inside" if inside and same_cost else "OUTSIDE", title_justify="left")
     for column in ("", "promised", "now"):
         table.add_column(column, justify="right" if column else "left")
-    name = "test accuracy, %" + (", with views" if contract.metric.endswith("views") else "")
     promised = f"{contract.mean:.{digits}f}; 95 %: {low:.{digits}f} to {high:.{digits}f}"
-    table.add_row("test loss" if loss else name, promised, f"{reached:.{digits}f}")
+    name = ", ".join(filter(None, [metric.name, metric.unit]))
+    table.add_row(name, promised, f"{reached:.{digits}f}")
     table.add_row("data", contract.data, summary["data"]["label"])
     table.add_row("training PFLOP", f"{contract.pflop:.4f}", f"{summary['pflop']:.4f}")
     machine = summary["machine"]
@@ -172,7 +174,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="cvattn verify",
         description="Train a recipe of this repository again, with a seed that it was not measured "
-        "with, and say whether the test accuracy lands where 95 % of its runs do.",
+        "with, and say whether its test lands where 95 % of the runs do.",
     )
     parser.add_argument(
         "choices",

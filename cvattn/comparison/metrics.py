@@ -10,7 +10,7 @@ _WORDS = {
     "val": "validation",
     "accuracy_views": "accuracy with views",
     "cer": "character error rate",
-    "miou": "mean IoU",
+    "mean_iou": "mean IoU",
 }
 
 

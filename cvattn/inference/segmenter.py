@@ -81,7 +81,7 @@ def _covering(size: tuple[int, int], image_size: tuple[int, int]) -> tuple[int, 
 
 def _whole_patches(images: Tensor, network: nn.Module) -> Tensor:
     """With the border repeated until the network can halve it: a U-Net takes whole patches."""
-    unit = getattr(network, "patch_size", 1) * 2 ** (getattr(network, "levels", 1) - 1)
+    unit = getattr(network, "size_multiple", 1)
     down, right = (-side % unit for side in images.shape[-2:])
     return F.pad(images, (0, right, 0, down), mode="replicate") if down or right else images
 

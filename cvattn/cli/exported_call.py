@@ -1,6 +1,6 @@
 """How an exported network is called by other programs, and examples of such calls."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Call:
     """
 
     opened: ImageNetwork
-    inputs: dict[str, tuple[str, Callable[[int], Tensor]]]
+    inputs: Mapping[str, tuple[str, Callable[[int], Tensor]]]
     output: str
     gives: str
     classes: tuple[str, ...]

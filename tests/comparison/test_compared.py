@@ -99,7 +99,7 @@ def test_metrics_come_from_what_the_task_is_judged_by_and_from_the_test():
     assert names(loss) == [("validation loss", "min", ""), ("test loss", "min", "")]
     assert metrics_of([loss])[1].value(loss) == 1.25
     # A task that nobody knew when this was written.
-    told = {"criterion": "val/miou", "mode": "max", "val_miou": 0.5, "test_miou": 0.25}
+    told = {"criterion": "val/mean_iou", "mode": "max", "val_mean_iou": 0.5, "test_mean_iou": 0.25}
     masks = row("a", 0, val_loss=1, test_loss=2, **told)
     means = ("validation mean IoU", "max", "%"), ("test mean IoU", "max", "%")
     assert names(masks) == [*means, ("test loss", "min", "")]
@@ -190,7 +190,7 @@ def test_the_picture_is_drawn(tmp_path, monkeypatch):
     assert accuracy == [(82.0, 0, 4.968), (82.0, 1, 0.0), (0.0, 1, 0.0)]
 
 
-@pytest.mark.parametrize(("judged", "said"), [("val/miou", "validation miou"), ("val/loss", "")])
+@pytest.mark.parametrize(("judged", "said"), [("val/mean_iou", "validation mean_iou"), ("val/loss", "")])
 def test_curves_of_what_is_judged(tmp_path, monkeypatch, judged, said):
     titles = []
     monkeypatch.setattr(Axes, "set_title", lambda axes, text, **style: titles.append(text))

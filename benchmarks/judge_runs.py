@@ -1,8 +1,7 @@
-"""The images that the networks of a comparison make: distances, and whether a classifier knows them.
+"""What the networks of a comparison make: distances, and whether a classifier knows it.
 
     python -m cvattn compare experiment=flow_attention --seeds 3 -o results
-    python benchmarks/judge_runs.py results/flow_attention.csv outputs/OTHER/checkpoints/last.ckpt \
-        --says "python train.py model=sagan data=fashion_mnist"
+    python benchmarks/judge_runs.py results/flow_attention.csv outputs/OTHER/checkpoints/last.ckpt
 
 For each row of the file, whose run must still be in ``--folder``: FD-lite0 and KD-lite0 of N images
 of all classes in turn, and how many the classifier takes for the class that was asked for. Rows go
@@ -50,7 +49,10 @@ def main() -> int:
         if reference is None:
             reference = Reference(choose_data(generator)[0], count=args.count)
             known = floor(reference)
-        found = {**_judged(generator, classifier, reference, known), **_facts(args, row)}
+        found = {
+            **_judged(generator, classifier, reference, known),
+            **_facts(args.count, classifier, row),
+        }
         print(row["run"], row["seed"], *(f"{key} {found[key]}" for key in COLUMNS[4:7]))
         append(results, COLUMNS, [found])
     return 0
@@ -82,12 +84,13 @@ def _judged(generator: Generator, classifier: Classifier, reference: Reference, 
     }
 
 
-def _facts(args: argparse.Namespace, row: dict[str, str]) -> dict[str, object]:
+def _facts(count: int, classifier: Classifier, row: dict[str, str]) -> dict[str, object]:
     facts = machine.facts()
+    overrides = classifier.network.meta["overrides"]
     return {
         **{key: row[key] for key in ("run", "seed", "command", "data")},
-        "count": args.count,
-        "classifier": args.says,
+        "count": count,
+        "classifier": shlex.join(["python", "train.py", *overrides]),
         "run_commit": row["commit"],
         **{key: facts[key] for key in ("commit", "cpu", "date")},
     }
@@ -99,9 +102,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("file", type=Path, help="of cvattn compare")
     parser.add_argument("classifier", help="a checkpoint of the same data")
-    parser.add_argument(
-        "--says", required=True, help="how the classifier was trained, for the rows"
-    )
     parser.add_argument("--folder", type=Path, default=machine.ROOT / "outputs" / "queue")
     parser.add_argument("--count", type=int, default=2000, help="images of each run")
     parser.add_argument("--threads", type=int, default=1)

@@ -21,7 +21,7 @@ from cvattn.comparison.rows import append, read_rows
 from cvattn.inference import Classifier, open_classifier
 from cvattn.inference.generator import Generator, Way, open_generator
 from cvattn.inference.own_data import choose_data
-from cvattn.quality import Reference, floor, judge
+from cvattn.quality import Reference, Rung, floor, judge
 
 COLUMNS = (
     *("run", "seed", "command", "data", "fd_lite0", "kd_lite0", "accuracy"),
@@ -50,7 +50,7 @@ def main() -> int:
             reference = Reference(choose_data(generator)[0], count=args.count)
             known = floor(reference)
         found = {
-            **_judged(generator, classifier, reference, known),
+            **_judged(generator, classifier, reference, known, Way(steps=args.steps)),
             **_facts(args.count, classifier, row),
         }
         print(row["run"], row["seed"], *(f"{key} {found[key]}" for key in COLUMNS[4:7]))
@@ -58,8 +58,9 @@ def main() -> int:
     return 0
 
 
-def _judged(generator: Generator, classifier: Classifier, reference: Reference, known) -> dict:
-    way = Way()
+def _judged(
+    generator: Generator, classifier: Classifier, reference: Reference, known: Rung, way: Way
+) -> dict[str, object]:
     pixels, labels = generator.sample(reference.count, way=way)
     found = judge(
         torch.from_numpy(pixels.copy()),
@@ -104,6 +105,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("classifier", help="a checkpoint of the same data")
     parser.add_argument("--folder", type=Path, default=machine.ROOT / "outputs" / "queue")
     parser.add_argument("--count", type=int, default=2000, help="images of each run")
+    parser.add_argument("--steps", type=int, default=20, help="of Heun's method")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 

@@ -67,8 +67,8 @@ def quality_table(rows: Sequence[Row]) -> str:
     said = (
         f"{int(one['count']):,} images of each run ({one['way']}) against as many test images of "
         f"{one['data']}, mean of {one['draws']} draws; training images have FD-lite0 {floor:.1f}. "
-        f"The classifier (`{one['classifier']}`) is right on {known:.1%} of the test images. Copies "
-        f"of training images are suspected in {copies} of {len(rows)} runs."
+        f"The classifier (`{one['classifier']}`) is right on {known:.1%} of the test images. "
+        f"Copies of training images are suspected in {copies} of {len(rows)} runs."
     )
     return "\n".join([*parts, "", said, ""])
 

@@ -58,6 +58,13 @@ SMALL = {
         "small_images": True,
         "attention": {"after": "layer2", "block": "pooled"},
     },
+    "SegmentationNetwork": {
+        "num_classes": 3,
+        "image_size": [24, 40],
+        "encoder": "test_resnet",
+        "width": 6,
+        "attention": {"after": "layer1", "block": "pooled"},
+    },
     "UNet": {
         "out_channels": 5,
         "image_size": [24, 40],

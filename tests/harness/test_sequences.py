@@ -50,7 +50,11 @@ def test_a_model_brings_its_task_and_data(composed, model, task, data):
             ["model=reader", "data=digits"],
             r"model\.target_vocab is for the data to say, and data=d",
         ),
-        (["model=vit", "data=reverse"], r"model\.num_classes.*made of strings, which this model"),
+        (["model=vit", "data=reverse"], "a text for each string, and ClassificationTask learns"),
+        (
+            ["model=vit", "task=sequence", "data=reverse"],
+            r"model\.num_classes.*made of strings, which this model",
+        ),
         (["model=transformer", "data=digit_lines"], r"model\.source_vocab.*it is made of lines"),
         (["model=transformer", "model.target_vocab=9"], "reverse has 29 tokens in its answers"),
         (

@@ -8,7 +8,7 @@ from statistics import mean
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cvattn.harness.reporting.summary import is_loss
+from cvattn.comparison.metrics import Metric
 from cvattn.system import figures
 from cvattn.system.files import whole_file
 
@@ -22,8 +22,8 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path, *, judged: str) -> None:
         judged: a column of theirs, "val/accuracy" say.
     """
     figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    leaf = judged.rpartition("/")[2]
-    panels = ((judged, f"validation {leaf}"), ("train/loss", "training loss"))
+    metric = Metric(judged.replace("/", "_"), "max")
+    panels = ((judged, metric.name), ("train/loss", "training loss"))
     for axes, (key, title) in zip(figure.subplots(1, 2), panels, strict=True):
         points: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row in rows:
@@ -47,7 +47,7 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path, *, judged: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if key == judged and not is_loss(leaf):
+        if key == judged and metric.unit:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.axes[0].legend(fontsize=7, frameon=False)
     with whole_file(path) as file:

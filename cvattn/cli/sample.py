@@ -145,7 +145,8 @@ def _parser() -> Parser:
         action="append",
         default=[],
         metavar="NAME",
-        help="of this class alone, or, given several times, of these in turn; else all in turn",
+        help="of this class alone, or, given several times, of these in turn; else all in turn, "
+        "and completions of none: they go by what is left of the image",
     )
     add_way(parser)
     parser.add_argument("--complete", nargs="+", metavar="IMAGE", help="files to be completed")

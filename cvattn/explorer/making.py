@@ -49,7 +49,8 @@ def explore_making(
         pixels, known: images to be completed instead, uint8 (B, C, H, W), and bool (B, H, W), True
             where a pixel stays: what do the places that are made anew look at?
         names: of the images; their numbers if None.
-        classes: labels, one after the other and over again; () for all classes in turn.
+        classes: labels, one after the other and over again; () for all classes in turn, or, to
+            complete images, for none.
         times: in [0, 1), at which an image is looked at; 0 is noise. The step of the way that
             begins there, or last before it, is the one that is shown.
         way, rounds: how they are made; see :meth:`Generator.sample` and
@@ -78,7 +79,7 @@ def explore_making(
     if pixels is None or known is None:
         made, labels = generator.sample(count, classes=classes, way=way, watch=watch)
     else:
-        labels = generator.labels(len(pixels), classes).numpy()
+        labels = generator.labels_to_complete(len(pixels), classes).numpy()
         made = generator.complete(
             pixels, known, classes=classes, rounds=rounds, way=way, watch=watch
         )
@@ -117,10 +118,11 @@ def _content(
 
     images = torch.cat([moment.image for moment in moments])
     weights = collect(generator.network, images, layers, forward=run)
+    names = generator.classes
     captions: list[dict[str, Any]] = [
         {
             "name": f"t={moment.time:.2f}, {moment.name}",
-            "label": generator.classes[moment.label] if moment.label >= 0 else None,
+            "label": names[moment.label] if 0 <= moment.label < len(names) else None,
             "guesses": [],
         }
         for moment in moments

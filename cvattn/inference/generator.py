@@ -103,14 +103,21 @@ class Generator(ImageNetwork):
         Args:
             pixels: uint8 (B, C, H, W).
             known: bool (B, H, W), True where a pixel stays as it is.
-            classes: labels, as in :meth:`sample`.
+            classes: labels, one after the other and over again; () for none: the network then goes
+                by what it sees.
             rounds: how often each step is made.
 
         Returns:
             uint8 (B, C, H, W).
+
+        Raises:
+            InferenceError: as in :meth:`sample`; no classes for a network that has never learned
+                without, or with guidance.
         """
         way = Way() if way is None else way
-        labels = self.labels(len(pixels), classes)
+        labels = self.labels_to_complete(len(pixels), classes)
+        if self.labelled and not classes and way.guidance != 1.0:
+            raise InferenceError(f"guidance={way.guidance} goes towards a class: say which")
         made = complete(
             self._velocity(way),
             draw_noise(len(pixels), pixels.shape[1:], seed=way.seed).to(self.device),
@@ -134,6 +141,8 @@ class Generator(ImageNetwork):
             raise InferenceError(
                 f"guidance={way.guidance} goes towards a class, and this network is told none"
             )
+        if way.guidance != 1.0:
+            self._check_learned_without(f"guidance={way.guidance} compares with no class")
         return Guided(self.network, guidance=way.guidance, no_label=len(self.classes))
 
     def labels(self, count: int, classes: Sequence[int]) -> Tensor:
@@ -151,6 +160,25 @@ class Generator(ImageNetwork):
             raise InferenceError(f"labels {unknown}: there are 0 to {len(self.classes) - 1}")
         chosen = torch.tensor(list(classes) or range(len(self.classes)))
         return chosen[torch.arange(count) % len(chosen)]
+
+    def labels_to_complete(self, count: int, classes: Sequence[int]) -> Tensor:
+        """int64 (count,), as :meth:`complete` takes them in turn.
+
+        Raises:
+            InferenceError: as there.
+        """
+        if classes or not self.labelled:
+            return self.labels(count, classes)
+        self._check_learned_without("no class is given")
+        return torch.full((count,), len(self.classes))
+
+    def _check_learned_without(self, why: str) -> None:
+        task = self.config.get("task")
+        if isinstance(task, dict) and task.get("label_dropout") == 0:
+            raise InferenceError(
+                f"{why}, and this network has never learned without a class "
+                "(task.label_dropout=0): name a class, without guidance"
+            )
 
     def _to_pixels(self, images: Tensor) -> np.ndarray:
         if not images.isfinite().all():

@@ -10,6 +10,7 @@ from torch import nn
 from cvattn import checkpoint
 from cvattn.cli import main
 from cvattn.data.image_files import read_picture
+from cvattn.inference import InferenceError
 from cvattn.inference.generator import Way, open_generator
 from cvattn.models import flow
 
@@ -106,6 +107,43 @@ def test_a_completion_goes_back_with_other_noise_than_it_began_with(unet, monkey
         together = torch.stack([noise.flatten(), began.flatten()])
         assert abs(torch.corrcoef(together)[0, 1]) < 0.3
     assert not torch.equal(*fresh)
+
+
+def test_a_completion_without_a_class_is_told_none(unet, tmp_path):
+    """The label behind the last class: by the functions that are underneath."""
+    generator = open_generator(unet)
+    pixels = np.random.default_rng(5).integers(0, 256, (2, 3, *SIZE), dtype=np.uint8)
+    known = np.broadcast_to(np.arange(SIZE[1]) < 4, (2, *SIZE)).copy()
+    way = Way(steps=3, seed=2)
+    made = generator.complete(pixels, known, way=way, rounds=1)
+    for label, same in ((3, True), (0, False)):
+        images = flow.complete(
+            generator.network,
+            flow.draw_noise(2, (3, *SIZE), seed=2),
+            generator.normalise(pixels),
+            torch.from_numpy(known).unsqueeze(1),
+            torch.full((2,), label),
+            steps=3,
+            rounds=1,
+        )
+        want = generator.pixels(images).transpose(0, 3, 1, 2)
+        assert np.array_equal(made, np.where(known[:, None], pixels, want)) == same
+    with pytest.raises(InferenceError, match=r"guidance=2\.0 goes towards a class: say which"):
+        generator.complete(pixels, known, way=Way(guidance=2.0))
+
+
+def test_no_class_is_for_networks_that_have_learned_without(unet, tmp_path, capsys):
+    network = open_generator(unet).network
+    meta = {**UNET_META, "config": {"task": {"label_dropout": 0.0}}}
+    path = tmp_path / "always_told.ckpt"
+    checkpoint.save(path, network, args=UNET | {"classes": 3}, meta=meta)
+    Image.new("RGB", SIZE[::-1]).save(tmp_path / "x.png")
+    completed = ["--complete", str(tmp_path / "x.png"), "--mask", "left"]
+    for options in (["--guidance", "2"], completed):
+        command = ["sample", str(path), "-o", str(tmp_path / "y.png"), *options]
+        assert main(command) == 2
+        assert "never learned without a class (task.label_dropout=0)" in capsys.readouterr().err
+    assert main([*command, "--class", "boot", "-n", "1", "--steps", "2"]) == 0
 
 
 def test_a_network_that_is_told_no_class(tmp_path, capsys):

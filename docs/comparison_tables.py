@@ -17,8 +17,7 @@ _JUDGED = {
 
 def comparison_tables(results: Path) -> Iterator[tuple[str, str]]:
     """Name and Markdown of each."""
-    for name in ("flow_attention", "flow_placement", "segmentation_heads"):
-        yield name, comparison_table(_rows(results / f"{name}.csv"))
+    yield "flow_attention", comparison_table(_rows(results / "flow_attention.csv"))
     yield "flow_attention_quality", quality_table(_rows(results / "flow_attention_quality.csv"))
 
 

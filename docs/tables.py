@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from comparison_tables import comparison_tables
+
 from cvattn.comparison.intervals import mean_text
 
 
@@ -19,6 +21,7 @@ def all_tables(results: Path) -> Iterator[tuple[str, str]]:
     yield "quality", quality_table(results)
     yield "usefulness", usefulness_table(results)
     yield "usefulness_filters", filters_table(results)
+    yield from comparison_tables(results)
 
 
 def training_table(results: Path) -> str:

@@ -80,7 +80,10 @@ def generate(
         velocity: a network in eval mode, or a :class:`Guided` one.
         noise: (B, C, H, W), where the ways begin.
         labels: (B,) int64, or None for a network without classes.
-        steps: how many; the solver "euler" asks the network once for each, "heun" twice.
+        steps: how many; the solver "euler" asks the network once for each, "heun" twice, but once
+            for the last: what is asked at time 1 sees no noise and so does not say which to remove;
+            the mean with it would leave half (Karras et al., "Elucidating the Design Space of
+            Diffusion-Based Generative Models", 2022, do so too).
         watch: called with the samples and their time, at 0 and after each step.
 
     Returns:
@@ -156,7 +159,7 @@ def _stepped(
     size = end - begin
     slope = velocity(x, x.new_full((len(x),), begin), labels)
     straight = x + size * slope
-    if solver == "euler":
+    if solver == "euler" or end == 1.0:
         return straight
     return x + size * 0.5 * (slope + velocity(straight, x.new_full((len(x),), end), labels))
 

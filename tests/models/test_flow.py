@@ -40,6 +40,20 @@ def test_the_way_ends_in_the_images_and_gets_better_with_the_order_of_the_solver
     assert all(abs(rate - order) < 0.2 for rate in rates), (errors, rates)
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_no_noise_is_left_where_there_is_one_image(solver, steps):
+    """The best guess of what the velocity is at time 1 knows nothing of the noise."""
+    image = noise() + 2
+
+    def velocity(x, times, labels):
+        t = times.view(-1, 1, 1, 1)
+        left = torch.where(t < 1, (x - t * image) / (1 - t).clamp(min=1e-9), 0.0)
+        return image - left
+
+    assert_near(generate(velocity, noise(), steps=steps, solver=solver), image)
+
+
 def test_on_the_way_is_noise_at_0_and_the_image_at_1():
     begin, images = noise(), noise() + 1
     times = torch.tensor([0.0, 1.0, 0.25, 0.5, 0.75], dtype=torch.float64)

@@ -16,13 +16,13 @@ from torch import Tensor
 from cvattn.cli.arguments import parse_data, say
 from cvattn.cli.common import CommandError, folder_beside, shown
 from cvattn.core.devices import device_of
-from cvattn.data import VOID, DataInfo, ImageDataModule
+from cvattn.data import DataInfo, ImageDataModule
 from cvattn.data.images.masks import MaskLoader
 from cvattn.inference import NotFiniteError, Segmenter
 from cvattn.inference.own_data import choose_data, loaded
 from cvattn.system import csv_cell
 from cvattn.system.files import make_folder, write_text
-from cvattn.tasks.mean_iou import class_iou, mean_iou, pixel_accuracy
+from cvattn.tasks.mean_iou import MeanIoU, class_iou, mean_iou, pixel_accuracy
 
 
 def evaluate_masks(segmenter: Segmenter, args: argparse.Namespace) -> int:
@@ -60,18 +60,14 @@ def _confusion(segmenter: Segmenter, data: ImageDataModule, split: str) -> Tenso
         mean=segmenter.mean,
         std=segmenter.std,
     )
-    count, device = len(segmenter.classes), device_of(segmenter.network)
-    total = torch.zeros(count, count, dtype=torch.int64)
+    metric, device = MeanIoU(len(segmenter.classes)), device_of(segmenter.network)
     for images, masks in loader:
         with torch.inference_mode():
             logits = segmenter.network(images.to(device)).float()
         if not logits.isfinite().all():
             raise NotFiniteError
-        guesses, masks = logits.argmax(1).cpu(), masks.long()
-        real = masks != VOID
-        pairs = count * masks[real] + guesses[real]
-        total += pairs.bincount(minlength=count**2).view(count, count)
-    return total
+        metric.update(logits.argmax(1).cpu(), masks.long())
+    return metric.confmat
 
 
 def _write(

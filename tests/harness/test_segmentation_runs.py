@@ -39,6 +39,18 @@ def root(tmp_path):
     return draw_masks(tmp_path / "masks of mine")
 
 
+def counted_again(network, root):
+    """The mean IoU of a network on the test masks."""
+    data = MasksFolderData(
+        root=root, image_size=[16, 20], mean=network.meta["mean"], std=network.meta["std"]
+    )
+    metric = MeanIoU(2)
+    for images, masks in data.test_dataloader():
+        with torch.no_grad():
+            metric.update(network(images), masks.long())
+    return float(metric.compute())
+
+
 def test_a_run_is_judged_by_its_mean_iou_and_leaves_masks(run, root, tmp_path, capsys):
     score = run([*SEGMENTER, f"data.root='{root}'"])
     folder = tmp_path / "run"
@@ -60,14 +72,7 @@ def test_a_run_is_judged_by_its_mean_iou_and_leaves_masks(run, root, tmp_path, c
     assert network.meta["classes"] == CLASSES
     assert (network.meta["mask_values"], network.meta["mask_void"]) == ([0, 255], None)
     # The figure is that of the last weights on the test masks, counted again here.
-    data = MasksFolderData(
-        root=root, image_size=[16, 20], mean=network.meta["mean"], std=network.meta["std"]
-    )
-    metric = MeanIoU(2)
-    for images, masks in data.test_dataloader():
-        with torch.no_grad():
-            metric.update(network(images), masks.long())
-    assert summary["test"]["mean_iou"] == pytest.approx(float(metric.compute()), abs=1e-6)
+    assert summary["test"]["mean_iou"] == pytest.approx(counted_again(network, root), abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", [pytest.param("segmenter", marks=pytest.mark.slow), "unet"])
@@ -189,11 +194,4 @@ def test_two_processes_count_each_pixel_once(root, tmp_path):
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert summary["processes"] == 2
     network = cvattn.load(tmp_path / "two" / "checkpoints" / "last.ckpt")
-    data = MasksFolderData(
-        root=root, image_size=[16, 20], mean=network.meta["mean"], std=network.meta["std"]
-    )
-    metric = MeanIoU(2)
-    for images, masks in data.test_dataloader():
-        with torch.no_grad():
-            metric.update(network(images), masks.long())
-    assert summary["test"]["mean_iou"] == pytest.approx(float(metric.compute()), abs=1e-6)
+    assert summary["test"]["mean_iou"] == pytest.approx(counted_again(network, root), abs=1e-6)

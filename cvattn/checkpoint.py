@@ -4,22 +4,24 @@ A ``.ckpt`` file (``torch.load(weights_only=True)`` opens it) is a dict. Beside 
 training loop keeps there, it has
 
 - ``"state_dict"``: the weights, the network's under ``network.``;
-- ``"cvattn"``: ``{"format", "model", "args", "meta"}``: the class in :mod:`cvattn.models`, the
-  plain arguments it was built with, and what a user needs to use it (classes, mean and std, image
-  size, the run's whole configuration).
+- ``"cvattn"``: ``{"format", "model", "args", "meta"}``: the class in :mod:`cvattn.models`, or where
+  a class of one's own is (``"my_net:Net"``), the plain arguments it was built with, and what a user
+  needs to use it (classes, mean and std, image size, the run's whole configuration).
 
 A ``.safetensors`` file has the weights as its tensors and the entry as JSON in its metadata, with a
 digest of both. Small networks that come with the package are such files, and are loaded by name.
 
 What is read is what was written: a file that was damaged since is refused, by
-:mod:`cvattn.integrity`.
+:mod:`cvattn.integrity`. Code is not imported because a file names it: a class that is not of
+:mod:`cvattn.models` has to be given.
 """
 
+import copy
 import io
 import json
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -38,15 +40,30 @@ ZIP = b"PK\3\4"  # what torch.save writes begins with
 BUNDLED = {path.stem: path for path in sorted((Path(__file__).parent / "bundled").glob(f"*{SAFE}"))}
 
 
+# What makes a network of one's own from the arguments in a checkpoint, or the network itself.
+Own = Callable[..., nn.Module] | nn.Module
+
+
 class CheckpointError(ValueError):
     """The file is no checkpoint of ours, is damaged, or is of another model."""
 
 
-def describe(network: nn.Module, args: Mapping[str, Any], meta: Mapping[str, Any]) -> dict:
-    """The ``"cvattn"`` entry of a checkpoint; ``args`` and ``meta`` are plain (as in YAML)."""
-    name = type(network).__name__
-    if name not in models.__all__:
-        raise CheckpointError(f"{name} is not one of cvattn.models: {', '.join(models.__all__)}")
+def describe(
+    network: nn.Module,
+    args: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    *,
+    made_by: str | None = None,
+) -> dict:
+    """The ``"cvattn"`` entry of a checkpoint; ``args`` and ``meta`` are plain (as in YAML).
+
+    Args:
+        made_by: where the class or function is that made a network of one's own,
+            ``"my_net:Net"``; None: its class.
+    """
+    cls = type(network)
+    ours = cls.__name__ in models.__all__ and cls is getattr(models, cls.__name__)
+    name = cls.__name__ if ours else made_by or f"{cls.__module__}:{cls.__qualname__}"
     return {"format": FORMAT, "model": name, "args": dict(args), "meta": dict(meta)}
 
 
@@ -61,8 +78,11 @@ def save(
 
     The name chooses the format: ``.safetensors``, or else what ``torch.save`` writes.
 
+    Args:
+        args: that the class was built with; those of a class that is not of :mod:`cvattn.models`
+            are what :func:`load` passes to the one that it is given.
+
     Raises:
-        CheckpointError: no class of :mod:`cvattn.models`.
         CannotWrite: an ``OSError``; a file that was there before is as it was.
     """
     entry = describe(network, args, meta)
@@ -194,12 +214,20 @@ def _diagnosis(path: Path, error: Exception) -> str:
     return f"cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
 
-def load(path: str | PathLike[str], *, map_location: str | torch.device = "cpu") -> nn.Module:
+def load(
+    path: str | PathLike[str],
+    *,
+    network: Own | None = None,
+    map_location: str | torch.device = "cpu",
+) -> nn.Module:
     """The trained network from a checkpoint, in eval mode, without Hydra or Lightning.
 
     Args:
         path: a ``.ckpt`` of a run (``checkpoints/last.ckpt``), a file written by :func:`save`, or
             the name of a network that comes with the package: "sagan-digits", "vit-digits".
+        network: of a network of one's own, its class, or a function that makes it: called with the
+            arguments in the checkpoint. Or the network itself, as it was built for training, which
+            is given the weights.
         map_location: device of the weights.
 
     Returns:
@@ -208,29 +236,52 @@ def load(path: str | PathLike[str], *, map_location: str | torch.device = "cpu")
         "alphabet" and "max_length"; if it reads lines, "height", "mean" and "std" too.
 
     Raises:
-        FileNotFoundError, CheckpointError: as in :func:`read`, or weights that do not fit.
+        FileNotFoundError, CheckpointError: as in :func:`read`, or weights that do not fit; a
+            network that was given is then as it was.
     """
     content = read(path, map_location=map_location)
     ours = content["cvattn"]
     name = ours.get("model")
-    if name not in models.__all__:
-        raise CheckpointError(
-            f"{path} holds a {name!r}; this version knows {', '.join(models.__all__)}"
-        )
-    try:
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            # The weights drawn here are all replaced; the caller's own draws go on as before.
-            network: nn.Module = getattr(models, name)(**ours["args"])
-    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
-        raise CheckpointError(f"{path}: {name} cannot be built as stored: {error}") from error
+    made = network if isinstance(network, nn.Module) else _built(path, ours, network)
     state = {
         key.removeprefix(PREFIX): value
         for key, value in content["state_dict"].items()
         if isinstance(key, str) and key.startswith(PREFIX)
     }
+    # Only what was given has weights to lose.
+    before = copy.deepcopy(made.state_dict()) if made is network else {}
     try:
-        network.load_state_dict(state)
+        made.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
+        made.load_state_dict(before, strict=False)
         raise CheckpointError(f"{path}: the weights do not fit {name}: {error}") from error
-    network.meta = ours["meta"]
-    return network.to(map_location).eval()
+    made.meta = ours["meta"]
+    return made.to(map_location).eval()
+
+
+def _built(path: str | PathLike[str], ours: Mapping[str, Any], own: Own | None) -> nn.Module:
+    """The network as it was built for training, with weights that are not trained."""
+    name = ours.get("model")
+    if own is None and name not in models.__all__:
+        if not isinstance(name, str) or ":" not in name:
+            raise CheckpointError(
+                f"{path} holds a {name!r}; this version knows {', '.join(models.__all__)}"
+            )
+        cls = name.rpartition(":")[2]
+        raise CheckpointError(
+            f"{path} holds a network of one's own, {name}, and a file alone does not make its code "
+            f"run: give it, with cvattn.load(path, network={cls}), or --network {name} to a command"
+        )
+    build: Any = getattr(models, str(name)) if own is None else own
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            # The weights drawn here are all replaced; the caller's own draws go on as before.
+            made = build(**ours["args"])
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+        raise CheckpointError(f"{path}: {name} cannot be built as stored: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise CheckpointError(
+            f"{path}: network= made a {type(made).__name__}; expected a torch.nn.Module, its "
+            "class, or a function that returns one"
+        )
+    return made

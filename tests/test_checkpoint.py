@@ -292,12 +292,53 @@ def test_weights_of_another_size(vit):
         load(vit)
 
 
-def test_only_networks_of_cvattn_are_saved(tmp_path):
-    with pytest.raises(
-        CheckpointError, match=r"Linear is not one of cvattn\.models: Reader, SAGAN"
-    ):
-        save(tmp_path / "n.ckpt", torch.nn.Linear(2, 3), args={}, meta={})
-    assert not (tmp_path / "n.ckpt").exists()
+class Own(torch.nn.Module):
+    """A network of somebody's own."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, width)
+        self.drop = torch.nn.Dropout()
+
+
+def make_own(width):
+    return Own(width)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+@pytest.mark.parametrize("given", [Own, make_own, Own(5)], ids=["class", "function", "network"])
+def test_a_network_of_ones_own_is_loaded_where_it_is_given(suffix, given, tmp_path):
+    path, own = tmp_path / f"n{suffix}", Own(5)
+    save(path, own, args={"width": 5}, meta=META)
+    assert checkpoint.read(path)["cvattn"]["model"] == f"{Own.__module__}:Own"
+    with pytest.raises(CheckpointError, match=rf"own, {Own.__module__}:Own, .*network=Own\), or "):
+        load(path)
+    state = torch.get_rng_state()
+    again = load(path, network=given)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (again is given) == isinstance(given, Own)
+    assert not again.training
+    assert again.meta == META
+    assert torch.equal(again.layer.weight, own.layer.weight)
+
+
+def test_what_cannot_be_loaded_leaves_the_network_that_was_given(tmp_path):
+    save(tmp_path / "n.ckpt", Own(5), args={"width": 5}, meta={})
+    content = torch.load(tmp_path / "n.ckpt", weights_only=True)
+    del content["state_dict"]["network.layer.bias"]  # the weights fit, and would be taken first
+    torch.save(content, tmp_path / "n.ckpt")
+    given = Own(5).train()
+    before = {key: value.clone() for key, value in given.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"do not fit .*:Own: (?s:.*)layer.bias"):
+        load(tmp_path / "n.ckpt", network=given)
+    assert all(torch.equal(value, before[key]) for key, value in given.state_dict().items())
+    assert given.training
+    for wrong, message in [
+        (lambda: Own(5), r"cannot be built as stored: .*unexpected keyword argument 'width'"),
+        (lambda width: "text", r"network= made a str; expected a torch\.nn\.Module"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path / "n.ckpt", network=wrong)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])

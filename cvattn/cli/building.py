@@ -13,18 +13,19 @@ from torch import nn
 import cvattn.blocks
 import cvattn.core
 import cvattn.models
-from cvattn.checkpoint import CheckpointError, load
+from cvattn.checkpoint import CheckpointError, Own, load
 from cvattn.cli.common import CommandError
 from cvattn.system import did_you_mean
 
 
-def build(text: str) -> tuple[nn.Module, bool]:
+def build(text: str, own: Own | None = None) -> tuple[nn.Module, bool]:
     """The module, and whether it is a whole network (its first input needs no gradient).
 
     Args:
         text: ``SelfAttention2d(128)``, ``SelfAttention2d.biggan(64)``, ``VisionTransformer(10,
             image_size=(32, 64))``: a class that cvattn exports with literal arguments, which is
             read and never evaluated; its weights are shapes alone. Or the path of a checkpoint.
+        own: the ``network`` of :func:`cvattn.load`.
 
     Raises:
         CommandError: unknown names (with near matches), arguments that are no literals or do not
@@ -32,9 +33,11 @@ def build(text: str) -> tuple[nn.Module, bool]:
     """
     if text.endswith(".ckpt") or os.sep in text.partition("(")[0] or Path(text).is_file():
         try:
-            return load(text), True
+            return load(text, network=own), True
         except (FileNotFoundError, CheckpointError) as error:
             raise CommandError(" ".join(str(error).split())[:600]) from error
+    if own is not None:
+        raise CommandError(f"--network is for checkpoints, and {text!r} is none")
     name, arguments, named = _read(text)
     known = _factories()
     if name not in known:

@@ -4,10 +4,10 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cvattn.checkpoint import BUNDLED
-from cvattn.system import did_you_mean, printable
+from cvattn.system import did_you_mean, imported, printable
 
 CHECKPOINT_HELP = f"a .ckpt file of a run (checkpoints/last.ckpt), or {' or '.join(BUNDLED)}"
 
@@ -18,6 +18,37 @@ class CommandError(Exception):
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
         self.code = code
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """The positional ``checkpoint``, and :func:`add_network`.
+
+    Args:
+        more: what else may be named.
+    """
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=CHECKPOINT_HELP + more)
+    add_network(parser)
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """``--network``, which :func:`own_network` imports."""
+    parser.add_argument(
+        "--network",
+        metavar="MODULE:NAME",
+        help="the class or function that made a network of your own, such as my_net:Net",
+    )
+
+
+def own_network(args: argparse.Namespace) -> Any:
+    """What ``--network`` names, imported; None if it is not given.
+
+    Raises:
+        CommandError: there is none.
+    """
+    try:
+        return None if args.network is None else imported(args.network)
+    except ValueError as error:
+        raise CommandError(f"--network {error}") from error
 
 
 def shown(name: str | os.PathLike[str]) -> str:

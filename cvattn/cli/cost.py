@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cvattn.cli.building import build
-from cvattn.cli.common import CommandError, Parser
+from cvattn.cli.common import CommandError, Parser, add_network, own_network
 from cvattn.core.memory import available_bytes
 from cvattn.cost import (
     AttentionCost,
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     """The command."""
     args = _parser().read(arguments)
     dtype = _named(args.dtype, DTYPES, "--dtype")
-    module, is_network = build(args.module)
+    module, is_network = build(args.module, own_network(args))
     # Buffers such as counters stay whole numbers.
     module = module.to(dtype)
     texts = args.input or _own_input(module)
@@ -176,6 +176,7 @@ def _parser() -> Parser:
         help="a block or network with its arguments, such as 'SelfAttention2d(128)' or "
         "'VisionTransformer(10, image_size=(32, 64))', or a .ckpt file of a run",
     )
+    add_network(parser)
     parser.add_argument(
         "--input",
         action="append",

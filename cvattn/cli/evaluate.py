@@ -19,7 +19,14 @@ from torch import Tensor
 
 import cvattn
 from cvattn.cli.arguments import parse_data
-from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, folder_beside, shown
+from cvattn.cli.common import (
+    CommandError,
+    Parser,
+    add_checkpoint,
+    folder_beside,
+    own_network,
+    shown,
+)
 from cvattn.cli.evaluate_masks import evaluate_masks
 from cvattn.cli.figures import draw_confusion, draw_reliability
 from cvattn.cli.measures import BINS, Measures, measure
@@ -36,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     """The command. Leaves ``evaluation.json``, ``confusion.{png,csv}`` and ``reliability.png``."""
     args = _parser().read(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = open_network(args.checkpoint, device)
+    network = open_network(args.checkpoint, device, network=own_network(args))
     if names_pixels(network):
         return evaluate_masks(as_segmenter(network, args.checkpoint), args)
     classifier = as_classifier(network, args.checkpoint)
@@ -219,7 +226,7 @@ def _parser() -> Parser:
         "Of a network that names every pixel: intersection over union for each class. Without "
         "data=... on the data that the checkpoint says it was trained on.",
     )
-    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    add_checkpoint(parser)
     parser.add_argument(
         "data",
         nargs="*",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cvattn.cli.arguments import find_images, parse_data, readable, say
-from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
+from cvattn.cli.common import CommandError, Parser, add_checkpoint, own_network, shown
 from cvattn.cli.hidden_part import PARTS, known_part
 from cvattn.data.image_files import read_picture
 from cvattn.explorer import Page, explore, explore_making
@@ -34,11 +34,13 @@ def run(arguments: Sequence[str]) -> int:
     files = [text for text in args.images if text not in settings]
     if files and settings:
         raise CommandError(f"name either images or data, not both: {files[0]} and {settings[0]}")
-    source, chosen, failed = shown(args.network), dict[str, Any](), False
+    source, chosen, failed = shown(args.checkpoint), dict[str, Any](), False
     network: nn.Module
-    if args.network.startswith(TIMM):
+    if args.checkpoint.startswith(TIMM):
+        if args.network is not None:
+            raise CommandError(f"--network is for checkpoints; {TIMM}NAME says its network itself")
         if settings or not files:
-            raise CommandError(f"{shown(args.network)}: name images, files or folders")
+            raise CommandError(f"{shown(args.checkpoint)}: name images, files or folders")
         opened, chosen, failed = _timm(args, files)
         network, source = opened.network, f"{source}, {shown(opened.weights)}"
     elif args.weights is not None or args.random_weights:
@@ -47,15 +49,15 @@ def run(arguments: Sequence[str]) -> int:
             f"{option} is for networks of timm, {TIMM}NAME; a checkpoint has its own"
         )
     else:
-        network = open_network(args.network)
+        network = open_network(args.checkpoint, network=own_network(args))
         if makes_images(network):
-            return _making(as_generator(network, args.network), args, files, settings)
+            return _making(as_generator(network, args.checkpoint), args, files, settings)
         if args.mask is not None:
             raise CommandError("--mask is for networks that make images, and complete them")
         if files:
-            chosen, failed = _from_files(network, args.network, files)
+            chosen, failed = _from_files(network, args.checkpoint, files)
         elif not isinstance(network, Reader):
-            chosen = _from_data(network, args.network, settings, count)
+            chosen = _from_data(network, args.checkpoint, settings, count)
         elif settings:
             raise CommandError(f"{settings[0]}: of readers, name images of lines instead")
     try:
@@ -107,7 +109,7 @@ def _making(generator: Generator, args: Any, files: Sequence[str], settings: Seq
         raise
     except (ValueError, MemoryError) as error:
         raise CommandError(str(error)) from error
-    _save(page, shown(args.network), Path(args.output))
+    _save(page, shown(args.checkpoint), Path(args.output))
     return int(failed)
 
 
@@ -115,7 +117,7 @@ def _timm(args: Any, names: Sequence[str]) -> tuple[TimmNetwork, dict[str, Any],
     """The network, the images that can be read for :func:`explore`, whether some could not."""
     if args.weights is not None and args.random_weights:
         raise CommandError("--weights and --random-weights: give one of them")
-    name = args.network.removeprefix(TIMM)
+    name = args.checkpoint.removeprefix(TIMM)
     opened = open_timm(name, weights=args.weights, random=args.random_weights)
     files = find_images(names)
     found = list(readable(files, lambda path: read_picture(path, 3)))
@@ -172,7 +174,7 @@ def _parser() -> Parser:
         "a network that makes images, some on their way from noise. "
         f"{TIMM}NAME is a network of timm with timm's weights, such as {TIMM}vit_tiny_patch16_224.",
     )
-    parser.add_argument("network", metavar="CHECKPOINT", help=f"{CHECKPOINT_HELP}; or {TIMM}NAME")
+    add_checkpoint(parser, more=f"; or {TIMM}NAME")
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, or folders of images")
     parser.add_argument("-o", "--output", default="explorer.html", help="explorer.html if not said")
     parser.add_argument(

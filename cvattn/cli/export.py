@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
+from cvattn.cli.common import CommandError, Parser, add_checkpoint, own_network, shown
 from cvattn.cli.exported_call import BATCHES, Call, open_call
 from cvattn.cli.exported_files import FORMATS, Format, Run
 
@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
             raise CommandError(
                 f"--to {args.to} needs {package}: pip install -e '.[export]'"
             ) from None
-    call = open_call(args.checkpoint)
+    call = open_call(args.checkpoint, own_network(args))
     target = Path(args.output or Path(args.checkpoint).with_suffix(form.suffix))
     if target.suffix != form.suffix or target.is_dir():
         raise CommandError(f"-o {shown(target)}: expected a file name that ends in {form.suffix}")
@@ -148,7 +148,7 @@ def _parser() -> Parser:
         "for Vision Transformers. The file takes normalised images and carries the constants. It "
         "is run and compared with the network before it is kept.",
     )
-    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    add_checkpoint(parser)
     parser.add_argument("--to", required=True, choices=list(FORMATS), help="kind of file")
     parser.add_argument("-o", "--output", metavar="FILE", help="beside the checkpoint if not given")
     parser.add_argument(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cvattn.checkpoint import Own
 from cvattn.inference.generator import Generator, as_generator
 from cvattn.inference.image_network import ImageNetwork, makes_images
 from cvattn.inference.network import open_network
@@ -77,13 +78,16 @@ class Call:
         }
 
 
-def open_call(path: str) -> Call:
+def open_call(path: str, own: Own | None = None) -> Call:
     """How the network of a checkpoint is called.
+
+    Args:
+        own: the ``network`` of :func:`cvattn.load`.
 
     Raises:
         InferenceError: there is none that can be used.
     """
-    network = open_network(path)
+    network = open_network(path, network=own)
     if makes_images(network):
         return _of_generator(as_generator(network, path))
     taken = as_image_network(network, path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cvattn.cli.arguments import find_images, readable
-from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
+from cvattn.cli.common import CommandError, Parser, add_checkpoint, own_network, shown
 from cvattn.cli.predict_masks import write_masks
 from cvattn.inference import (
     LineReader,
@@ -28,7 +28,7 @@ def run(arguments: Sequence[str]) -> int:
     args = _parser().read(arguments)
     if args.top < 1:
         raise CommandError(f"--top {args.top} must be at least 1")
-    network = open_network(args.checkpoint)
+    network = open_network(args.checkpoint, network=own_network(args))
     assert isinstance(network.meta, dict)
     if "alphabet" in network.meta:
         _refuse_folder(args)
@@ -110,7 +110,7 @@ def _parser() -> Parser:
         "writes a mask for each image: a palette PNG of its name and size, with the values of the "
         "training masks. To it an image is shown at the scale of the training, whole.",
     )
-    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    add_checkpoint(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of images")
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes shown (3)")
     parser.add_argument(

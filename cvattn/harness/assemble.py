@@ -19,6 +19,7 @@ from cvattn.data import DataModule, Facts
 from cvattn.harness.config.checks import resolve_target
 from cvattn.harness.config.decisions import Decision, decide
 from cvattn.harness.config.errors import ConfigError
+from cvattn.harness.config.own_network import place_of
 from cvattn.harness.config.resolve import build, resolve
 from cvattn.harness.config.saved_run import SavedRun
 from cvattn.harness.precision import probe_precision
@@ -95,6 +96,7 @@ def assemble(cfg: DictConfig) -> Run:
     network = build(cfg.model, "model")
     told = _told(cfg, data, start.given)
     task = build(cfg.task, "task", network=network, **told)
+    _check_network(cfg, task, data.describe())
     try:
         task.make_optimizer()
     except (ValueError, TypeError) as error:
@@ -123,8 +125,10 @@ def assemble(cfg: DictConfig) -> Run:
         "overrides": start.overrides,
     }
     arguments = {k: v for k, v in resolved["model"].items() if not k.startswith("_")}
+    maker = resolve_target("model", cfg.model._target_)
+    chosen = start.choices.get("model", "own")
     return Run(
-        name=start.choices.get("model", type(network).__name__),
+        name=maker.__name__ if chosen == "own" else chosen,
         folder=Path(cfg.run_dir),
         cfg=cfg,
         resolved=resolved,
@@ -132,7 +136,7 @@ def assemble(cfg: DictConfig) -> Run:
         info=info,
         network=network,
         task=task,
-        entry=checkpoint.describe(network, arguments, meta),
+        entry=checkpoint.describe(network, arguments, meta, made_by=place_of(maker)),
         macs=macs,
         precision=precision,
         saved=saved,
@@ -142,6 +146,15 @@ def assemble(cfg: DictConfig) -> Run:
         commits=start.commits,
         told=told,
     )
+
+
+def _check_network(cfg: DictConfig, task: NetworkTask, info: Facts) -> None:
+    two = [given.expand(2, *given.shape[1:]) for given in info.zeros(info.size)]
+    try:
+        task.check_network(*two)
+    except ValueError as error:
+        given = ", ".join(f"{k}={v}" for k, v in cfg.model.items() if not str(k).startswith("_"))
+        raise ConfigError(f"model: {error}; it was built with ({given})") from error
 
 
 def _begin(network: Any, data: DataModule) -> list[str]:

@@ -64,7 +64,7 @@ def fit(cfg: DictConfig) -> float:
 
 def _carry_out(run: Run, stopping: Stopping) -> float:
     console = plain_console()
-    throughput = Throughput()
+    throughput = Throughput(run.info.size)
     trainer = _trainer(
         run,
         [

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cvattn.checkpoint import Own
 from cvattn.core.devices import device_of
 from cvattn.inference.errors import InferenceError, NotFiniteError
 from cvattn.inference.image_network import ImageNetwork, facts_of, makes_images, names_pixels
@@ -53,13 +54,15 @@ def likeliest_of(logits: Tensor, outputs: Sequence[str], top: int) -> list[Guess
     ]
 
 
-def open_classifier(path: str | os.PathLike[str], device: str = "cpu") -> Classifier:
-    """The classifier of a checkpoint.
+def open_classifier(
+    path: str | os.PathLike[str], device: str = "cpu", *, network: Own | None = None
+) -> Classifier:
+    """The classifier of a checkpoint; ``network`` as in :func:`cvattn.load`.
 
     Raises:
         InferenceError: there is none that can be used.
     """
-    return as_classifier(open_network(path, device), str(path))
+    return as_classifier(open_network(path, device, network=network), str(path))
 
 
 def as_classifier(network: nn.Module, name: str) -> Classifier:

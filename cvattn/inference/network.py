@@ -5,19 +5,21 @@ from pathlib import Path
 
 from torch import nn
 
-from cvattn.checkpoint import BUNDLED, CheckpointError, load
+from cvattn.checkpoint import BUNDLED, CheckpointError, Own, load
 from cvattn.inference.errors import InferenceError
 from cvattn.system import did_you_mean, printable
 
 
-def open_network(path: str | os.PathLike[str], device: str = "cpu") -> nn.Module:
+def open_network(
+    path: str | os.PathLike[str], device: str = "cpu", *, network: Own | None = None
+) -> nn.Module:
     """As :func:`cvattn.load`; the message of an error fits into a line and names what is near.
 
     Raises:
         InferenceError: no checkpoint there, or none that can be used.
     """
     try:
-        return load(path, map_location=device)
+        return load(path, network=network, map_location=device)
     except FileNotFoundError as error:
         raise InferenceError(f"no checkpoint at {path}{_other_checkpoints(Path(path))}") from error
     except CheckpointError as error:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from cvattn.checkpoint import Own
 from cvattn.data.image_files import pixels_of
 from cvattn.data.images.mask_files import MaskCode
 from cvattn.inference.classifier import Classifier, as_classifier
@@ -100,13 +101,15 @@ def _likeliest(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return which
 
 
-def open_segmenter(path: str | os.PathLike[str], device: str = "cpu") -> Segmenter:
-    """The segmenter of a checkpoint.
+def open_segmenter(
+    path: str | os.PathLike[str], device: str = "cpu", *, network: Own | None = None
+) -> Segmenter:
+    """The segmenter of a checkpoint; ``network`` as in :func:`cvattn.load`.
 
     Raises:
         InferenceError: there is none that can be used.
     """
-    return as_segmenter(open_network(path, device), str(path))
+    return as_segmenter(open_network(path, device, network=network), str(path))
 
 
 def as_segmenter(network: nn.Module, name: str) -> Segmenter:

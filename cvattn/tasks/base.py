@@ -91,6 +91,37 @@ class NetworkTask(pl.LightningModule):
         """What the network is called with where the data has ``given``: for counts and pictures."""
         return given
 
+    def answer_shape(self, *given: Tensor) -> tuple[int, ...] | None:
+        """What the network's answer to ``given`` has to have for this task; None: not said."""
+        return None
+
+    def check_network(self, *given: Tensor) -> None:
+        """ValueError unless the network takes what the data has, and answers as the task needs.
+
+        It is called once, in eval mode; a lazy layer knows its size from then on.
+        """
+        name, shapes = type(self.network).__name__, ", ".join(str(tuple(x.shape)) for x in given)
+        training = self.network.training
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                answer = self.network.eval()(*self.call_arguments(*given))
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            lines = str(error).strip().splitlines() or [""]
+            raise ValueError(
+                f"{name} does not take what the data has, {shapes}: {type(error).__name__}: "
+                f"{lines[0]}"
+            ) from error
+        finally:
+            self.network.train(training)
+        wanted = self.answer_shape(*given)
+        if wanted is None:
+            return
+        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        if found != wanted:
+            raise ValueError(
+                f"{name} answers {shapes} with {found}, and {type(self).__name__} needs {wanted}"
+            )
+
     def log_epoch(self, name: str, value: Tensor | Metric, count: int) -> None:
         """Log the mean over the epoch, where this batch has ``count`` of what is averaged.
 

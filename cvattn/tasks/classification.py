@@ -65,6 +65,7 @@ class ClassificationTask(NetworkTask):
             final=final,
             label_smoothing=label_smoothing,
         )
+        self.num_classes = num_classes
         self.inserted_lr = inserted_lr
         self.mixing = mixing(mixup, cutmix, num_classes)
         patch_size = getattr(network, "patch_size", 1)
@@ -81,6 +82,9 @@ class ClassificationTask(NetworkTask):
         if self.test_views != "none":
             shown["test/accuracy_views"] = f"with views {self.test_views}"
         return shown
+
+    def answer_shape(self, *given: Tensor) -> tuple[int, ...]:
+        return len(given[0]), self.num_classes
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.contiguous(memory_format=self.memory_format))

@@ -79,6 +79,9 @@ class FlowTask(NetworkTask):
     def shown(self) -> dict[str, str]:
         return {"val/loss": "validation loss", "test/loss": "test loss"}
 
+    def answer_shape(self, *given: Tensor) -> tuple[int, ...]:
+        return tuple(given[0].shape)
+
     def forward(self, images: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
         """Velocities; ``labels`` are left out where the network has no classes."""
         images = images.contiguous(memory_format=self.memory_format)

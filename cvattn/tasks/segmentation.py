@@ -76,6 +76,10 @@ class SegmentationTask(NetworkTask):
             "test/pixel_accuracy": "test pixel accuracy",
         }
 
+    def answer_shape(self, *given: Tensor) -> tuple[int, ...]:
+        images = given[0]
+        return len(images), self.num_classes, *images.shape[-2:]
+
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.contiguous(memory_format=self.memory_format))
 

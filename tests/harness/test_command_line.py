@@ -41,7 +41,7 @@ WRONG = [
     (["model=vit,vgg", "-m"], r"model=vgg: no such choice"),
     (["logger=null"], r"logger=null: expected one of csv, .* or logger=\[\] for none"),
     (["data=null"], r"data=null: expected one of .*cifar10, [^\[]*$"),
-    (["model=[]"], r"model=\[\]: expected one of reader, sagan"),
+    (["model=[]"], r"model=\[\]: expected one of own, reader, sagan"),
 ]
 
 

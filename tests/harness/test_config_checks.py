@@ -71,7 +71,7 @@ WRONG = [
     ("+extra=1", r"unknown key 'extra'"),
     (
         "model._target_=cvattn.models.SAGANClasifier",
-        r"did you mean cvattn\.models\.SAGANClassifier",
+        r"no 'SAGANClasifier'; did you mean SAGANClassifier\?",
     ),
     ("model._target_=os.system", r"expected a torch\.nn"),
     ("model._target_=torch.load", r"expected a torch\.nn"),

@@ -6,7 +6,6 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import hydra.utils
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError
@@ -19,7 +18,7 @@ from cvattn import models
 from cvattn.data import DataModule
 from cvattn.harness.averaging import AveragedWeights
 from cvattn.harness.config.errors import ConfigError
-from cvattn.system import did_you_mean
+from cvattn.system import did_you_mean, imported
 
 # What a `_target_` may be, by where it stands: a configuration cannot call anything else.
 KINDS: dict[str, type] = {
@@ -46,6 +45,11 @@ GIVEN = {
         "enable_checkpointing": "callbacks=",
         "use_distributed_sampler": "the data, whose loaders know their process",
     },
+}
+# What else may be meant.
+_OF_OTHER_KIND = {
+    "model": ", or a function that returns one and says so (def net(num_classes) -> nn.Module)",
+    "data": "; other loaders and LightningDataModules are for Python: cvattn.fit(network, data)",
 }
 TOP_LEVEL = {
     *("data", "task", "model", "recipe", "trainer", "callbacks", "logger"),
@@ -94,16 +98,12 @@ def _check_target(path: str, node: dict) -> None:
     kind = KINDS.get(path) or KINDS.get(path.rsplit(".", 1)[0] + ".*")
     if kind is None:
         raise ConfigError(f"{path} has a _target_; those belong to {', '.join(KINDS)}")
-    cls = resolve_target(path, node["_target_"])
+    target = resolve_target(path, node["_target_"])
+    cls = made_by(target) if path == "model" else target
     if not (inspect.isclass(cls) and issubclass(cls, kind)):
         raise ConfigError(
             f"{path}._target_={node['_target_']}: expected a {kind.__module__}.{kind.__name__}"
-        )
-    if path == "model" and cls not in (getattr(models, name) for name in models.__all__):
-        raise ConfigError(
-            f"model._target_={node['_target_']}: train.py trains the networks of cvattn.models "
-            f"({', '.join(models.__all__)}), which a checkpoint can be loaded back into; one's own "
-            "is trained from Python, by cvattn.tasks.ClassificationTask and Lightning's Trainer"
+            + _OF_OTHER_KIND.get(path, "")
         )
     averages = issubclass(cls, (WeightAveraging, StochasticWeightAveraging))
     if averages and not issubclass(cls, AveragedWeights):
@@ -112,7 +112,7 @@ def _check_target(path: str, node: dict) -> None:
             "average has reached; use callbacks=[default,ema], or a subclass of "
             "cvattn.harness.AveragedWeights"
         )
-    parameters = inspect.signature(cls).parameters
+    parameters = inspect.signature(target).parameters
     values = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
     if strange := set(node) - set(values) - {"_target_", "_partial_", "_convert_", "_recursive_"}:
         raise ConfigError(f"{path}.{min(strange)}: arguments are given by their names")
@@ -125,12 +125,14 @@ def _check_target(path: str, node: dict) -> None:
             if open_ended:
                 continue
             raise ConfigError(
-                f"{path}.{name}: {cls.__name__} has no such argument"
+                f"{path}.{name}: {target.__name__} has no such argument"
                 + did_you_mean(name, parameters)
+                + "; a network of your own starts from model=own"
+                * (path == "model" and is_own(node["_target_"]))
             )
         if value == "???" or _has_target(value):
             continue
-        annotation = _annotation(cls, parameters[name])
+        annotation = annotation_of(target, parameters[name])
         if path == "trainer" and name == "precision" and value == "auto":
             continue  # the harness replaces it by what the probe says
         if not fits(value, annotation):
@@ -142,7 +144,7 @@ def _check_target(path: str, node: dict) -> None:
     }
     missing = required - set(values) - set(GIVEN.get(path, ()))
     if missing and not node.get("_partial_"):
-        raise ConfigError(f"{path}: {cls.__name__} also needs {', '.join(sorted(missing))}")
+        raise ConfigError(f"{path}: {target.__name__} also needs {', '.join(sorted(missing))}")
 
 
 def resolve_target(path: str, target: Any) -> Any:
@@ -151,24 +153,36 @@ def resolve_target(path: str, target: Any) -> Any:
     Raises:
         ConfigError: there is no such thing.
     """
+    if target == "???":
+        raise ConfigError(f"{path}._target_: name the class, such as {path}._target_=my_net.Net")
     if not isinstance(target, str):
         raise ConfigError(f"{path}._target_={target!r}: expected the dotted name of a class")
     try:
-        return hydra.utils.get_object(target)
-    except Exception as error:
-        parent, _, leaf = target.rpartition(".")
-        try:
-            known = [f"{parent}.{name}" for name in dir(hydra.utils.get_object(parent))]
-        except Exception:
-            known = []
-        near = did_you_mean(target, known) if leaf and known else ""
-        near = near if near.startswith("; did you mean") else ""
-        raise ConfigError(f"{path}._target_={target}: there is no such class{near}") from error
+        return imported(target)
+    except ValueError as error:
+        raise ConfigError(f"{path}._target_={error}") from error
 
 
-def _annotation(cls: type, parameter: inspect.Parameter) -> Any:
+def made_by(target: Any) -> Any:
+    """The class of what a class or function makes; a function says it in its annotation."""
+    if inspect.isclass(target) or not callable(target):
+        return target
     try:
-        return typing.get_type_hints(cls.__init__).get(parameter.name, Any)  # type: ignore[misc]
+        return typing.get_type_hints(target).get("return")
+    except (NameError, TypeError):
+        return None
+
+
+def is_own(target: object) -> bool:
+    """Whether a network's ``_target_`` names no class of :mod:`cvattn.models`."""
+    return not str(target).startswith(f"{models.__name__}.")
+
+
+def annotation_of(target: Any, parameter: inspect.Parameter) -> Any:
+    """What a parameter of a class or function asks for; Any if it does not say."""
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        return typing.get_type_hints(function).get(parameter.name, Any)
     except (NameError, TypeError):
         return Any
 

@@ -20,6 +20,7 @@ from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.config.paths import assigned_list
 from cvattn.system import did_you_mean
 
+_ANY = "*"
 # Groups that every run has one choice of.
 _ONE_EACH = {"data", "model", "recipe", "task", "trainer"}
 
@@ -138,7 +139,8 @@ class Composer:
                     if key not in saved:
                         parent, _, leaf = key.rpartition(".")
                         taken = _arguments(composed, parent, targets.get(parent))
-                        if leaf not in taken or override.is_delete():
+                        known = leaf in taken or _ANY in taken
+                        if not known or override.is_delete():
                             names = listed | saved | set(self._groups())
                             names |= {f"{parent}.{name}" for name in taken}
                             raise ConfigError(f"unknown key {key!r}{_near(key, names)}")
@@ -214,7 +216,10 @@ def assignments(override: Override, options: Sequence[str] | None = None) -> Ite
 
 
 def _arguments(cfg: DictConfig, path: str, target: object) -> list[str]:
-    """The arguments that what stands at ``path`` takes from a configuration; none if unknown."""
+    """The arguments that what stands at ``path`` takes from a configuration; none if unknown.
+
+    ``_ANY`` is among them where a network takes more than it lists.
+    """
     node = OmegaConf.select(cfg, path, throw_on_missing=False) if path else None
     above, _, leaf = path.rpartition(".")
     if not isinstance(node, DictConfig) or OmegaConf.is_interpolation(
@@ -226,9 +231,12 @@ def _arguments(cfg: DictConfig, path: str, target: object) -> list[str]:
         return []
     parameters = inspect.signature(resolve_target(path, target)).parameters.values()
     variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return [
+    names = [
         p.name for p in parameters if p.kind not in variable and p.name not in GIVEN.get(path, ())
     ]
+    # What hands its arguments on, as torchvision's functions do, refuses what it does not take.
+    hands_on = path == "model" and any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return [*names, _ANY] if hands_on else names
 
 
 def _keys(cfg: DictConfig, path: str = "") -> list[str]:

@@ -10,10 +10,11 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from cvattn.data import DataModule, Facts
-from cvattn.harness.config.checks import check_config, resolve_target
+from cvattn.harness.config.checks import check_config, is_own, resolve_target
 from cvattn.harness.config.composition import parse
 from cvattn.harness.config.decisions import decide_data
 from cvattn.harness.config.errors import ConfigError
+from cvattn.harness.config.own_network import fill_own, open_own
 from cvattn.harness.config.trainer_checks import check_trainer
 from cvattn.system import did_you_mean
 from cvattn.tasks import NetworkTask
@@ -78,6 +79,8 @@ def resolve_model(cfg: DictConfig, info: Facts) -> None:
     for key in [key for key in cfg.model if OmegaConf.is_missing(cfg.model, key)]:
         if key in asked:
             cfg.model[key] = asked[key]
+    if is_own(cfg.model._target_):
+        fill_own(cfg.model, {**known, **asked})
     for name in ("model", "task"):
         node = cfg[name]
         for key in node:
@@ -94,7 +97,8 @@ def resolve_model(cfg: DictConfig, info: Facts) -> None:
         checked = set(known) - (set(asked) if name == "model" else set())
         for key in set(resolved[name]) & checked:
             given = resolved[name][key]
-            if given not in (known[key], _NONE.get(key, known[key])):
+            sides = known[key] if key == "image_size" and len(set(known[key])) == 1 else ()
+            if given not in (known[key], _NONE.get(key, known[key]), *sides):
                 what = f"{known[key]} {_COUNTED[key]}" if key in _COUNTED else f"{known[key]}"
                 raise ConfigError(
                     f"{name}.{key}={given}, but {info.name} has {what}; leave {name}.{key}= out, "
@@ -151,6 +155,8 @@ def resolve(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DataModule, list
     if reason:
         notes.append(f"data=auto: {reason}")
     resolve_paths(cfg)
+    if is_own(cfg.model.get("_target_")):
+        open_own(cfg.model)
     check_config(cfg)
     data = build(cfg.data, "data")
     info = _described(data)

@@ -87,14 +87,17 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
         path = shlex.quote(short(last))
         console.print("Next:")
         looks = bool(attention_modules(run.network))
+        own = run.entry["model"]
+        given = f" --network {own}" if ":" in own else ""
         commands = [
-            f"python -m cvattn {command.format(path)}"
+            f"python -m cvattn {command.format(path)}{given}"
             for command in _next(run)
             if looks or not command.startswith("explore")
         ]
         # More of what ended it.
         unit = "steps" if summary["steps"] == run.cfg.trainer.max_steps else "epochs"
-        further = f"{continue_command(last)} trainer.max_{unit}={2 * summary[unit]}"
+        target = f" model._target_={run.cfg.model._target_}" if given else ""
+        further = f"{continue_command(last)}{target} trainer.max_{unit}={2 * summary[unit]}"
         for command in (*commands, further):
             console.print(f"  {command}", soft_wrap=True)
 

@@ -3,20 +3,31 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from cvattn.cost import training_pflop
 from cvattn.harness.reporting.summary import figure
 from cvattn.tasks import NetworkTask
 
 
+def samples_of(batch: Any) -> int:
+    """How many samples a batch has: of the last tensor in it, its labels as a rule."""
+    while not isinstance(batch, Tensor):
+        batch = list(batch.values() if isinstance(batch, Mapping) else batch)[-1]
+    return len(batch)
+
+
 class Throughput(pl.Callback):
     """Counts samples and time over the whole run, also when it is continued.
+
+    Args:
+        typical: size of a sample, where the task does not say what it has seen.
 
     Attributes:
         seen: training samples of each size, over all processes.
@@ -24,7 +35,8 @@ class Throughput(pl.Callback):
         seconds: from the start of training to its end, validation and checkpoints included.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, typical: tuple[int, ...]) -> None:
+        self.typical = typical
         self.seen: Counter[tuple[int, ...]] = Counter()
         self.training_seconds = 0.0
         self.seconds = 0.0
@@ -77,7 +89,7 @@ class Throughput(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.seen[pl_module.size] += len(batch[1]) * trainer.world_size
+        self.seen[pl_module.size or self.typical] += samples_of(batch) * trainer.world_size
         now = time.perf_counter()
         self.training_seconds += now - self._epoch_began
         self._epoch_began = now

@@ -23,6 +23,7 @@ from cvattn.models import SAGANClassifier, Transformer, VisionTransformer
 
 if TYPE_CHECKING:
     from cvattn.explorer.explore import explore
+    from cvattn.harness.from_python import fit
     from cvattn.weights.replacement import replace_attention
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "WindowAttention2d",
     "capture_attention",
     "explore",
+    "fit",
     "insert_attention",
     "load",
     "remove_attention",
@@ -60,6 +62,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name == "explore":
         return import_module(f"{__name__}.explorer").explore
+    if name == "fit":
+        return import_module(f"{__name__}.harness.from_python").fit
     if name == "replace_attention":
         return import_module(f"{__name__}.weights.replacement").replace_attention
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

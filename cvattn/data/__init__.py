@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cvattn.data.info import VOID, DataInfo, Facts, MaskInfo
     from cvattn.data.loader import BatchLoader
     from cvattn.data.module import DataModule
+    from cvattn.data.own_loaders import LoaderData
     from cvattn.data.sequences.digit_lines import DigitLinesData
     from cvattn.data.sequences.line_folder import LineFolderData
     from cvattn.data.sequences.strings import StringsData
@@ -51,6 +52,7 @@ _MODULES = {
     "MasksFolderData": "images.masks_folder",
     "BatchLoader": "loader",
     "DataModule": "module",
+    "LoaderData": "own_loaders",
     "StringsData": "sequences.strings",
     "VIEWS": "images.views",
     "VOID": "info",
@@ -75,6 +77,7 @@ __all__ = [
     "FolderData",
     "ImageDataModule",
     "LineFolderData",
+    "LoaderData",
     "MaskDataModule",
     "MaskInfo",
     "MasksFolderData",

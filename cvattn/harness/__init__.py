@@ -14,6 +14,7 @@ from cvattn.harness.checkpoints import BestCheckpoint, LastCheckpoint
 from cvattn.harness.config.command_line import check_command_line
 from cvattn.harness.config.errors import ConfigError, TrainingStopped
 from cvattn.harness.fit import fit
+from cvattn.harness.from_python import resumable
 from cvattn.harness.job import run_job
 from cvattn.harness.reporting.console import plain_errors
 from cvattn.harness.reporting.csv_log import CSVLog
@@ -34,5 +35,6 @@ __all__ = [
     "fit",
     "keep_freed_memory",
     "plain_errors",
+    "resumable",
     "run_job",
 ]

@@ -3,7 +3,7 @@
 import copy
 import importlib.util
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +49,8 @@ class Run:
         notes: what was decided for the user, for the panel.
         commits: of the code; those that a continued run ran on before come first.
         told: what the data told the task.
+        more_callbacks: that were made in Python.
+        again: how a run from Python is continued; None: by ``train.py``.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Run:
     overrides: list[str]
     commits: list[str | None]
     told: dict[str, Any]
+    more_callbacks: tuple[pl.Callback, ...] = ()
+    again: str | None = None
 
     def macs_at(self, size: tuple[int, ...]) -> int:
         """For one sample of that size."""
@@ -89,35 +93,26 @@ def assemble(cfg: DictConfig) -> Run:
     cfg, saved = start.cfg, start.saved
     data, notes = resolve(cfg, start.given)
     if saved is not None:
-        saved.check_continuable(cfg)
+        nodes = (cfg.get("callbacks") or {}).items()
+        classes = [resolve_target(f"callbacks.{name}", node["_target_"]) for name, node in nodes]
+        saved.check_continuable(cfg, classes)
     finished = start.is_trained()
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     _check_trackers(cfg)
     network = build(cfg.model, "model")
     told = _told(cfg, data, start.given)
     task = build(cfg.task, "task", network=network, **told)
-    _check_network(cfg, task, data.describe())
-    try:
-        task.make_optimizer()
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"recipe.optimizer: {error}") from error
-    info = _load(data)
-    if saved is not None:
-        changes = [text for text in start.given if text.startswith("data.")]
-        saved.check_same_data(info, resized=any(not o.startswith("data.root") for o in changes))
-    if cfg.task.get("channels_last"):
-        network = network.to(memory_format=torch.channels_last)
-    if saved is None:
-        notes += _begin(network, data)
-    macs = count_macs(network, *task.call_arguments(*info.zeros(info.size)))
-    precision = _precision(cfg, task, info)
-    cfg.trainer.precision = precision.choice
+    given = {k: v for k, v in cfg.model.items() if not str(k).startswith("_")}
+    check_network(task, data.describe(), built_with=given)
+    changes = [text for text in start.given if text.startswith("data.")]
+    resized = any(not text.startswith("data.root") for text in changes)
+    ready = make_ready(cfg, data, task, saved, resized=resized)
     resolved = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     if saved is not None:
         notes += saved.notes_of_changes(resolved)
     meta = {
-        **info.meta(),
-        **info.identity(),
+        **ready.info.meta(),
+        **ready.info.identity(),
         "config": resolved,
         "source_config": OmegaConf.to_container(cfg, resolve=False),
         "choices": start.choices,
@@ -133,27 +128,77 @@ def assemble(cfg: DictConfig) -> Run:
         cfg=cfg,
         resolved=resolved,
         data=data,
-        info=info,
+        info=ready.info,
         network=network,
         task=task,
         entry=checkpoint.describe(network, arguments, meta, made_by=place_of(maker)),
-        macs=macs,
-        precision=precision,
+        macs=ready.macs,
+        precision=ready.precision,
         saved=saved,
         finished=finished,
-        notes=notes,
+        notes=[*notes, *ready.notes],
         overrides=start.overrides,
         commits=start.commits,
         told=told,
     )
 
 
-def _check_network(cfg: DictConfig, task: NetworkTask, info: Facts) -> None:
+@dataclass
+class Ready:
+    """What is known of a run once its data is read.
+
+    Attributes:
+        info: of the data.
+        macs: as of :class:`Run`.
+        precision: that was chosen, which is in the trainer's configuration from then on.
+        notes: for the panel.
+    """
+
+    info: Facts
+    macs: int
+    precision: Decision
+    notes: list[str]
+
+
+def make_ready(
+    cfg: DictConfig, data: DataModule, task: NetworkTask, saved: SavedRun | None, *, resized: bool
+) -> Ready:
+    """Load the data, and prepare the network for it.
+
+    Args:
+        resized: a continued run changes how much data there is.
+
+    Raises:
+        ConfigError: the optimiser cannot be made; the data cannot be read, or is not what it was.
+    """
+    network = task.network
+    try:
+        task.make_optimizer()
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"recipe.optimizer: {error}") from error
+    info = _load(data)
+    if saved is not None:
+        saved.check_same_data(info, resized=resized)
+    if _channels_last(task):
+        network.to(memory_format=torch.channels_last)
+    notes = _begin(network, data) if saved is None else []
+    macs = count_macs(network, *task.call_arguments(*info.zeros(info.size)))
+    precision = _precision(cfg, task, info)
+    cfg.trainer.precision = precision.choice
+    return Ready(info, macs, precision, notes)
+
+
+def _channels_last(task: NetworkTask) -> bool:
+    return getattr(task, "memory_format", None) is torch.channels_last
+
+
+def check_network(task: NetworkTask, info: Facts, *, built_with: Mapping[Any, Any]) -> None:
+    """Raise ConfigError unless the network takes what the data has, and answers as it should."""
     two = [given.expand(2, *given.shape[1:]) for given in info.zeros(info.size)]
     try:
         task.check_network(*two)
     except ValueError as error:
-        given = ", ".join(f"{k}={v}" for k, v in cfg.model.items() if not str(k).startswith("_"))
+        given = ", ".join(f"{key}={value}" for key, value in built_with.items())
         raise ConfigError(f"model: {error}; it was built with ({given})") from error
 
 
@@ -221,6 +266,6 @@ def _precision(cfg: DictConfig, task: NetworkTask, info: Facts) -> Decision:
         lambda: probe_precision(
             task.network,
             *task.call_arguments(*inputs),
-            channels_last=bool(cfg.task.get("channels_last")),
+            channels_last=_channels_last(task),
         ),
     )

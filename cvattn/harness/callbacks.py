@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cvattn.blocks import MapAttention
+from cvattn.checkpoint import describe
 from cvattn.harness.config.errors import TrainingStopped
 from cvattn.maps import attention_entropy, attention_modules, capture_attention
 from cvattn.tasks import NetworkTask
@@ -82,14 +83,25 @@ class ValidateAtTheLastStep(pl.Callback):
 
 
 class SavedContents(pl.Callback):
-    """Puts into every checkpoint what ``cvattn.load`` and ``ckpt_path=`` need: plain values."""
+    """Puts into every checkpoint what ``cvattn.load`` and ``ckpt_path=`` need: plain values.
 
-    def __init__(self, entry: dict[str, Any]) -> None:
+    Args:
+        entry: that (:func:`cvattn.checkpoint.describe`); None: of the trainer's own network and
+            data module, without a configuration.
+    """
+
+    def __init__(self, entry: dict[str, Any] | None = None) -> None:
         self.entry = entry
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self,
+        trainer: pl.Trainer,
+        pl_module: NetworkTask,  # type: ignore[override]
+        checkpoint: dict[str, Any],
     ) -> None:
+        if self.entry is None:
+            info = trainer.datamodule.describe()  # type: ignore[attr-defined]
+            self.entry = describe(pl_module.network, {}, {**info.meta(), **info.identity()})
         checkpoint["cvattn"] = self.entry
 
 

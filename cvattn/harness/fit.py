@@ -54,7 +54,7 @@ def fit(cfg: DictConfig) -> float:
     folder = Path(cfg.run_dir) if cfg.ckpt_path is None else run_folder(cfg.ckpt_path)
     with stoppable(folder) as stopping:
         try:
-            return _carry_out(assemble(cfg), stopping)
+            return score_of(carry_out(assemble(cfg), stopping))
         except RunIsFinished as done:
             if cfg.get("resume") != "auto":
                 raise
@@ -62,7 +62,12 @@ def fit(cfg: DictConfig) -> float:
             return score_of(done.summary)
 
 
-def _carry_out(run: Run, stopping: Stopping) -> float:
+def carry_out(run: Run, stopping: Stopping) -> dict[str, Any]:
+    """Train, validate, test, draw and report.
+
+    Returns:
+        What ``summary.json`` has; in further processes its ``"criterion"`` alone.
+    """
     console = plain_console()
     throughput = Throughput(run.info.size)
     trainer = _trainer(
@@ -101,17 +106,17 @@ def _carry_out(run: Run, stopping: Stopping) -> float:
             logger.experiment.finish()  # else it is open until the process ends, across a sweep
     criterion = run.task.criterion
     best = _best(trainer, metrics, criterion)
+    summary: dict[str, Any] = {"criterion": criterion._asdict() | {"best": best}}
     if trainer.is_global_zero:
         run.network.float()  # a precision of "true" has converted it; what follows is in float32
         average = averaged(trainer.callbacks)  # type: ignore[attr-defined]
         if average is not None and (said := average.note(trainer.global_step)):
             run.notes.append(said)
         draw_run(run, trainer)
-        summary = {
+        summary |= {
             **facts,
             "weights": "averaged" if average is not None and average.begun else "trained",
             "val": _part(metrics, "val/"),
-            "criterion": criterion._asdict() | {"best": best},
             "test": _part(tested, "test/"),
             **run.told,
             **({"further_tests": further} if further else {}),
@@ -123,14 +128,15 @@ def _carry_out(run: Run, stopping: Stopping) -> float:
         }
         write_summary(run.folder / "summary.json", summary)
         panels.show_end(console, summary, run)
-    return criterion.score(best)
+    return summary
 
 
 def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
     nodes = run.cfg.get("callbacks") or {}
     configured = {build(node, f"callbacks.{key}"): node for key, node in nodes.items()}
+    others = [*configured, *run.more_callbacks]
     # The averaged weights stay in place until every other callback has seen the validation.
-    more = sorted(configured, key=lambda callback: isinstance(callback, AveragedWeights))
+    more = sorted(others, key=lambda callback: isinstance(callback, AveragedWeights))
     callbacks = [BeginRun(run, configured), *callbacks]
     loggers = [build(n, f"logger.{key}") for key, n in (run.cfg.get("logger") or {}).items()]
     plugins = [*(run.cfg.trainer.get("plugins") or []), WholeCheckpoints()]

@@ -56,41 +56,46 @@ class Start:
         return cls(_with_seed(composed), given, given, choices, [commit()], None)
 
     def is_trained(self) -> bool:
-        """Whether the run has no epoch or step left to be trained.
-
-        Raises:
-            RunIsFinished: and all that follows has been done.
-        """
-        saved = self.saved
-        if saved is None:
-            return False
-        position = saved.position
-        assert position is not None
-        done = {
-            "epochs": position.epoch + (position.closed and position.batch > 0),
-            "steps": saved.global_step,
-        }
-        limits = {unit: self.cfg.trainer[f"max_{unit}"] for unit in done}  # null, -1: the other one
-        reached = [u for u, limit in limits.items() if limit is not None and 0 < limit <= done[u]]
+        """As :func:`is_trained`."""
         # Such as early stopping; whoever sets something about it wants more.
         told = any(text.lstrip("+~").startswith(("trainer", "callbacks")) for text in self.given)
-        ended = position.closed and saved.over and not told
-        if not reached and not ended:
-            return False
-        if not position.closed:
-            raise ConfigError(
-                "the checkpoint was saved in the last step of the run, before the validation after "
-                "it; continue from checkpoints/last.ckpt"
-            )
-        unit, folder = reached[0] if reached else "epochs", self.cfg.run_dir
-        summary = read_summary(Path(folder) / "summary.json")
-        if summary is not None and all(summary[unit] == count for unit, count in done.items()):
-            raise RunIsFinished(
-                f"the run in {folder} is complete after {done[unit]} {unit}; to train on, set "
-                f"trainer.max_{unit} to more than {done[unit]}",
-                summary,
-            )
-        return True
+        return self.saved is not None and is_trained(self.saved, self.cfg, told=told)
+
+
+def is_trained(saved: SavedRun, cfg: DictConfig, *, told: bool) -> bool:
+    """Whether the run has no epoch or step left to be trained.
+
+    Args:
+        told: the user says something of its end, so one that ended early goes on.
+
+    Raises:
+        RunIsFinished: and all that follows has been done.
+    """
+    position = saved.position
+    assert position is not None
+    done = {
+        "epochs": position.epoch + (position.closed and position.batch > 0),
+        "steps": saved.global_step,
+    }
+    limits = {unit: cfg.trainer[f"max_{unit}"] for unit in done}  # null, -1: the other one
+    reached = [unit for unit, limit in limits.items() if limit and 0 < limit <= done[unit]]
+    ended = position.closed and saved.over and not told
+    if not reached and not ended:
+        return False
+    if not position.closed:
+        raise ConfigError(
+            "the checkpoint was saved in the last step of the run, before the validation after "
+            "it; continue from checkpoints/last.ckpt"
+        )
+    unit, folder = reached[0] if reached else "epochs", cfg.run_dir
+    summary = read_summary(Path(folder) / "summary.json")
+    if summary is not None and all(summary[unit] == count for unit, count in done.items()):
+        raise RunIsFinished(
+            f"the run in {folder} is complete after {done[unit]} {unit}; to train on, set "
+            f"trainer.max_{unit} to more than {done[unit]}",
+            summary,
+        )
+    return True
 
 
 def _continued(saved: SavedRun, told: Sequence[str], composed: DictConfig) -> Start:

@@ -29,8 +29,9 @@ class Stopping(pl.Callback):
         number: of the signal that came; None if none did.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, again: str | None = None) -> None:
         self.folder = folder
+        self.again = again
         self.number: int | None = None
         self._training = False
         self._came = 0.0
@@ -73,20 +74,21 @@ class Stopping(pl.Callback):
             return
         self._told = True
         with suppress(RuntimeError):  # the signal came while something was printed
-            print(f"\n{how_to_continue(self.folder)}", flush=True)
+            print(f"\n{how_to_continue(self.folder, self.again)}", flush=True)
 
 
 @contextmanager
-def stoppable(folder: Path) -> Iterator[Stopping]:
+def stoppable(folder: Path, again: str | None = None) -> Iterator[Stopping]:
     """Within it Ctrl-C and SIGTERM end the program with 130 and 143 and the way to go on.
 
     Args:
         folder: of the run.
+        again: how it is continued; None: by ``train.py``.
 
     Raises:
         SystemExit: 128 + the signal's number.
     """
-    stopping = Stopping(folder)
+    stopping = Stopping(folder, again)
     handled = []
     if threading.current_thread() is threading.main_thread():
         # What a shell starts in the background ignores Ctrl-C.
@@ -111,9 +113,11 @@ def stoppable(folder: Path) -> Iterator[Stopping]:
             signal.signal(number, before)
 
 
-def how_to_continue(folder: Path) -> str:
-    """The command that continues the run, or why there is none yet."""
+def how_to_continue(folder: Path, again: str | None = None) -> str:
+    """What continues the run, or why there is nothing yet."""
     last = folder / "checkpoints" / "last.ckpt"
     if not last.exists():
         return "Stopped before the first checkpoint: nothing is saved yet. Start it again."
-    return f"Stopped. What last.ckpt has is kept; continue with\n  {continue_command(last)}"
+    return (
+        f"Stopped. What last.ckpt has is kept; continue with\n  {again or continue_command(last)}"
+    )

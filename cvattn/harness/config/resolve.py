@@ -106,9 +106,8 @@ def resolve_model(cfg: DictConfig, info: Facts) -> None:
                 )
 
 
-def resolve_callbacks(cfg: DictConfig) -> None:
+def resolve_callbacks(cfg: DictConfig, task: type[NetworkTask]) -> None:
     """Fill the values that only the task knows: what a run is judged by."""
-    task = resolve_target("task", cfg.task._target_)
     known = dict(zip(("monitor", "mode"), task.criterion, strict=True))
     for name, node in (cfg.get("callbacks") or {}).items():
         cls = resolve_target(f"callbacks.{name}", node._target_)
@@ -167,7 +166,7 @@ def resolve(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DataModule, list
     if cfg.data.get("train_on_val"):
         notes.append("the validation images are trained on: their accuracy says nothing")
     resolve_model(cfg, info)
-    resolve_callbacks(cfg)
+    resolve_callbacks(cfg, resolve_target("task", cfg.task._target_))
     check_config(cfg)
     check_trainer(cfg)
     for key, node in (cfg.get("callbacks") or {}).items():

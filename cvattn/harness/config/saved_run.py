@@ -1,7 +1,7 @@
 """The checkpoint of a run that is to be continued: opened once, and what it says of the run."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 from cvattn import checkpoint
 from cvattn.data import Facts
 from cvattn.harness.averaging import AveragedWeights
-from cvattn.harness.config.checks import resolve_target
 from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.position import Position, position_of
 
@@ -30,6 +29,7 @@ class SavedRun:
         global_step: optimiser steps.
         over: training had ended when it was written.
         averaged: its weights are averaged.
+        shapes: of the network's weights and buffers.
     """
 
     path: str
@@ -39,6 +39,12 @@ class SavedRun:
     global_step: int
     over: bool
     averaged: bool
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def from_python(self) -> bool:
+        """Whether it was started by ``cvattn.fit``."""
+        return bool(self.meta.get("from_python"))
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -54,16 +60,18 @@ class SavedRun:
         """The keys of its configuration, of nodes and of values."""
         return keys_of(self.meta["source_config"])
 
-    def check_continuable(self, cfg: DictConfig) -> None:
-        """Raise ConfigError if the resolved configuration cannot go on from this state."""
+    def check_continuable(self, cfg: DictConfig, callbacks: Iterable[type]) -> None:
+        """Raise ConfigError if the resolved configuration cannot go on from this state.
+
+        Args:
+            callbacks: classes of those that will be there.
+        """
         if cfg.trainer.get("fast_dev_run"):
             raise ConfigError(
                 "trainer.fast_dev_run tries a batch in a run of its own; a continued run would "
                 "leave what came of that batch as its result. Leave ckpt_path= out"
             )
-        nodes = (cfg.get("callbacks") or {}).items()
-        classes = [resolve_target(f"callbacks.{name}", node["_target_"]) for name, node in nodes]
-        if self.averaged and not any(issubclass(c, AveragedWeights) for c in classes):
+        if self.averaged and not any(issubclass(c, AveragedWeights) for c in callbacks):
             raise ConfigError(
                 "the weights in this checkpoint are averaged, and those that were trained stand "
                 "beside them: the callback that averages (callbacks.ema) cannot be taken out"
@@ -102,16 +110,38 @@ class SavedRun:
 
 
 def open_run(path: str) -> SavedRun:
-    """The run that wrote this checkpoint.
+    """The run of ``train.py`` that wrote this checkpoint.
 
     Raises:
-        ConfigError: there is none, or it holds a network for use.
+        ConfigError: there is none; it is a run from Python, or holds a network for use.
     """
-    try:
-        state = Path(path).stat()
-    except OSError:
-        raise ConfigError(f"ckpt_path: no checkpoint at {path}") from None
-    return _open(path, state.st_mtime_ns, state.st_size)
+    saved = _opened(path)
+    if saved.from_python:
+        raise ConfigError(
+            f"ckpt_path: the run in {path} was started from Python, with objects that no "
+            "configuration names; continue it there, with cvattn.fit(..., resume=True)"
+        )
+    if not all(isinstance(saved.meta.get(key), dict) for key in ("source_config", "choices")):
+        raise ConfigError(
+            f"ckpt_path: {path} holds a network for use, without the state of a training run; "
+            "continue from a checkpoint in a run's checkpoints/ folder"
+        )
+    return saved
+
+
+def open_from_python(path: str) -> SavedRun:
+    """The run of ``cvattn.fit`` that wrote this checkpoint.
+
+    Raises:
+        ConfigError: it is another one's, or has not the state of training.
+    """
+    saved = _opened(path)
+    if not saved.from_python:
+        raise ConfigError(
+            f"the run in {saved.folder} was not started by cvattn.fit; continue it as it was "
+            f"started: python train.py ckpt_path={path}"
+        )
+    return _with_state(saved)
 
 
 def open_training(path: str) -> SavedRun:
@@ -120,7 +150,19 @@ def open_training(path: str) -> SavedRun:
     Raises:
         ConfigError: that is not in it.
     """
-    saved = open_run(path)
+    return _with_state(open_run(path))
+
+
+def _opened(path: str) -> SavedRun:
+    try:
+        state = Path(path).stat()
+    except OSError:
+        raise ConfigError(f"ckpt_path: no checkpoint at {path}") from None
+    return _open(path, state.st_mtime_ns, state.st_size)
+
+
+def _with_state(saved: SavedRun) -> SavedRun:
+    path = saved.path
     if saved.position is None:
         raise ConfigError(
             f"ckpt_path: {path} has no {', '.join(saved.missing)}: it was saved for use "
@@ -137,16 +179,15 @@ def _open(path: str, *changed: int) -> SavedRun:
         content = checkpoint.read(path)
     except (FileNotFoundError, checkpoint.CheckpointError) as error:
         raise ConfigError(f"ckpt_path: {error}") from error
-    meta = content["cvattn"]["meta"]
-    if not all(isinstance(meta.get(key), dict) for key in ("source_config", "choices")):
-        raise ConfigError(
-            f"ckpt_path: {path} holds a network for use, without the state of a training run; "
-            "continue from a checkpoint in a run's checkpoints/ folder"
-        )
     missing = tuple(key for key in _TRAINING if key not in content)
     return SavedRun(
         path=path,
-        meta=meta,
+        meta=content["cvattn"]["meta"],
+        shapes={
+            key: tuple(value.shape)
+            for key, value in content["state_dict"].items()
+            if key.startswith(checkpoint.PREFIX)
+        },
         missing=missing,
         position=None if missing else position_of(content),
         global_step=content.get("global_step", 0),

@@ -96,8 +96,11 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
         ]
         # More of what ended it.
         unit = "steps" if summary["steps"] == run.cfg.trainer.max_steps else "epochs"
-        target = f" model._target_={run.cfg.model._target_}" if given else ""
-        further = f"{continue_command(last)}{target} trainer.max_{unit}={2 * summary[unit]}"
+        if run.again is None:
+            target = f" model._target_={run.cfg.model._target_}" if given else ""
+            further = f"{continue_command(last)}{target} trainer.max_{unit}={2 * summary[unit]}"
+        else:
+            further = f"{run.again} but {unit}"
         for command in (*commands, further):
             console.print(f"  {command}", soft_wrap=True)
 

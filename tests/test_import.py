@@ -42,7 +42,7 @@ PUBLIC = {
     "open_classifier open_generator open_network open_segmenter",
     "cvattn.quality": "Accuracy Distance Distances FeatureNetwork Judgement Lite0 Neighbours "
     "Reference Rung draw_ladder draw_neighbours extract floor frechet judge kernel ladder",
-    "cvattn.system": "csv_cell did_you_mean figures is_offline printable",
+    "cvattn.system": "csv_cell did_you_mean figures imported is_offline printable",
     "cvattn.checkpoint": "CheckpointError load read save",
     "cvattn.core.local": "criss_cross_attention neighborhood_attention window_attention",
     "cvattn.core.masks": "axis_mask_2d causal_mask combine_masks criss_cross_mask_2d from_additive "

@@ -13,7 +13,7 @@ import cvattn
 PUBLIC = {
     "cvattn": "AxialAttention2d CrissCrossAttention2d CrossAttention2d Decoder Encoder "
     "MultiHeadAttention NeighborhoodAttention2d SAGANClassifier SelfAttention1d SelfAttention2d "
-    "SelfAttention3d Transformer VisionTransformer WindowAttention2d capture_attention explore "
+    "SelfAttention3d Transformer VisionTransformer WindowAttention2d capture_attention explore fit "
     "insert_attention load remove_attention replace_attention split_parameters",
     "cvattn.core": "Alphabet AxialRotary Decoder DecoderCache DecoderLayer DropPath Encoder "
     "EncoderLayer FeedForward LayerScale MultiHeadAttention RelativeGridBias Rotary Rotation "
@@ -35,7 +35,7 @@ PUBLIC = {
     "cvattn.cli": "main",
     "cvattn.data": "BatchLoader CIFAR100Data CIFAR10Data Choice DataError DataInfo DataModule "
     "DigitLinesData DigitScenesData DigitsData Facts FashionMNISTData FolderData ImageDataModule "
-    "LineFolderData MaskDataModule MaskInfo MasksFolderData StringsData VIEWS VOID choose views_of",
+    "LineFolderData LoaderData MaskDataModule MaskInfo MasksFolderData StringsData VIEWS VOID choose views_of",
     "cvattn.explorer": "Page explore explore_making",
     "cvattn.inference": "Classifier Generator InferenceError LineReader NotFiniteError Segmenter "
     "Way as_classifier as_generator as_image_network as_line_reader as_segmenter find_images "

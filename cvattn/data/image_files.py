@@ -7,7 +7,7 @@ to each of them.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -82,8 +82,10 @@ def left_out(paths: Sequence[Path]) -> str:
     return f"not read, because hidden, linked or of no class: {such}"
 
 
-def read_picture(path: str | os.PathLike[str], channels: int) -> Image.Image:
+def read_picture(path: str | os.PathLike[str] | IO[bytes], channels: int) -> Image.Image:
     """The picture in a file as people see it: mode "RGB" for 3 channels, "L" for 1.
+
+    ``path`` may also be a file that is open, or one in memory.
 
     Turned upright (EXIF). Of 16 bits the upper 8 are kept. What is transparent lies on white, as on
     a page; a picture of which white would leave nothing to be seen (a white logo) lies on black. Of

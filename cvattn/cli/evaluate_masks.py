@@ -54,7 +54,7 @@ def _confusion(segmenter: Segmenter, data: ImageDataModule, split: str) -> Tenso
     if not len(part.images):
         raise CommandError(f"the data has no {split} images")
     loader = MaskLoader(
-        part.images,
+        part.all_images(),
         part.labels,
         batch_size=data.eval_batch_size,
         mean=segmenter.mean,

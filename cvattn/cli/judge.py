@@ -78,8 +78,9 @@ def run(arguments: Sequence[str]) -> int:
             image_grid(pixels[: 10 * columns], columns).save(file, format="PNG")
     except OSError as error:
         raise CommandError(f"cannot write into {shown(folder)}: {error}") from error
+    train = data.split("train").all_images()
     with figures.tolerate_failure("neighbours.png"):
-        draw_neighbours(samples, judgement, data.split("train").images, folder / "neighbours.png")
+        draw_neighbours(samples, judgement, train, folder / "neighbours.png")
     if args.ladder:
         title = f"{info.label}: {way.words}"
         with figures.tolerate_failure("ladder.png"):

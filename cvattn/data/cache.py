@@ -12,8 +12,8 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,7 +21,9 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
-_SUFFIX = ".pixels"
+PIXELS = ".pixels"  # small data sets, of a few MiB
+IMAGES = ".images"  # data.hold=mapped
+KINDS = (PIXELS, IMAGES)
 
 
 def cached(
@@ -42,8 +44,9 @@ def cached(
     target = _target(name, paths)
     key = _key(paths, decoder, shapes)
     if target is not None:
-        _sweep(target.parent)
+        sweep(target.parent)
         if (known := _load(target, key, shapes)) is not None:
+            mark_used(target)
             return known, target
     arrays = make()
     found = {each: array.shape for each, array in arrays.items()}
@@ -54,18 +57,25 @@ def cached(
     return arrays, None
 
 
-def _target(name: str, paths: Sequence[Path]) -> Path | None:
+def cache_folder() -> Path | None:
+    """Where decoded pixels are kept; None: nowhere."""
     chosen = os.environ.get("CVATTN_CACHE", "")
     if chosen.lower() in ("off", "0", "no", "false"):
         return None
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cvattn"
-        folder = Path(chosen).expanduser() if chosen else base
+        return Path(chosen).expanduser() if chosen else base
     except RuntimeError:  # no home folder
+        return None
+
+
+def _target(name: str, paths: Sequence[Path]) -> Path | None:
+    folder = cache_folder()
+    if folder is None:
         return None
     # One cache file for each place, so that a changed data set replaces its old pixels.
     where = hashlib.sha256(b"\n".join(os.fsencode(path.resolve()) for path in paths)).hexdigest()
-    return folder / f"{name}-{where[:16]}{_SUFFIX}"
+    return folder / f"{name}-{where[:16]}{PIXELS}"
 
 
 def _key(paths: Sequence[Path], decoder: str, shapes: Shapes) -> bytes:
@@ -97,27 +107,40 @@ def _save(target: Path, key: bytes, arrays: Sequence[np.ndarray]) -> None:
     pixels = [np.ascontiguousarray(array) for array in arrays]
     for array in pixels:
         digest.update(array.data)
+    with suppress(OSError), whole(target) as out:
+        out.write(digest.digest())
+        for array in pixels:
+            out.write(array.data)
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[IO[bytes]]:
+    """A binary file in the cache that gets its name once it is complete; OSError if it cannot.
+
+    What a killed process leaves of it is removed by the next one that writes into the folder.
+    """
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # Plainly opened, unlike tempfile's: others may read it where the umask lets them.
-            with temporary.open("xb") as out:
-                with suppress(OSError):  # a file system without locks
-                    _hold(out)
-                out.write(digest.digest())
-                for array in pixels:
-                    out.write(array.data)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError:
-        return
+        # Plainly opened, unlike tempfile's: others may read it where the umask lets them.
+        with temporary.open("x+b") as out:
+            with suppress(OSError):  # a file system without locks
+                _hold(out)
+            yield out
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _sweep(folder: Path) -> None:
+def mark_used(path: Path) -> None:
+    """Its time of change says when it was last used."""
+    with suppress(OSError):  # somebody else's
+        os.utime(path)
+
+
+def sweep(folder: Path) -> None:
     """Remove what killed processes left half written: files that no process holds."""
-    for path in folder.glob(f"*{_SUFFIX}.*.tmp"):
+    for path in (path for kind in KINDS for path in folder.glob(f"*{kind}.*.tmp")):
         with suppress(OSError), path.open("rb") as file:
             _hold(file)
             path.unlink()

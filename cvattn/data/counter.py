@@ -44,6 +44,10 @@ class Stream(IntEnum):
     TONE = 37
     RADIUS = 40
     ANGLE = 41
+    PART_AREA = 60
+    PART_RATIO = 61
+    PART_Y = 62
+    PART_X = 63
 
 
 def bits(seed: int, epoch: int, index: Tensor, stream: Stream) -> Tensor:

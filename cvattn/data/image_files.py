@@ -4,14 +4,18 @@ Training, prediction and lines read a file through :func:`read_picture`, so that
 to each of them.
 """
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from cvattn.data.as_seen import ImageError as ImageError
+from cvattn.data.as_seen import as_seen
 from cvattn.system import printable
 
 SUFFIXES = frozenset(
@@ -23,11 +27,10 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 _SYSTEM = frozenset(
     ("__macosx", "@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "thumbs.db")
 )
-_INVISIBLE = 16  # fewer levels of brightness than these cannot be told apart from the ground
-
-
-class ImageError(ValueError):
-    """A file that cannot be read as an image; the text says why, and does not name the file."""
+ORIENTATION = 0x0112  # EXIF's
+# What the last bytes hold of a file that is whole, if nothing was appended to it.
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+_TAIL = 4096
 
 
 class Listing(NamedTuple):
@@ -95,22 +98,79 @@ def read_picture(path: str | os.PathLike[str] | IO[bytes], channels: int) -> Ima
         ImageError: missing, damaged, not of :data:`FORMATS`, too large to be an honest image, or
             with pixels of no fixed range (floating point, 32 bits).
     """
-    try:
-        with Image.open(path, formats=FORMATS) as file:
-            picture = _eight_bits(ImageOps.exif_transpose(file), str(file.format))
-            return _opaque(picture).convert("RGB" if channels == 3 else "L")
-    except ImageError:
-        raise
-    except FileNotFoundError:
-        raise ImageError("no such file") from None
-    except IsADirectoryError:
-        raise ImageError("a folder without image files") from None
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"not an image, or damaged at its beginning; read are {', '.join(FORMATS)}"
-        ) from None
-    except Exception as error:  # of damaged files decoders raise nearly anything
-        raise ImageError(str(error) or type(error).__name__) from error
+    with _image_errors(), Image.open(path, formats=FORMATS) as file:
+        return as_seen(file, channels)
+
+
+class Box(NamedTuple):
+    """A part of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def read_part(
+    path: str | os.PathLike[str] | IO[bytes],
+    channels: int,
+    choose: Callable[[int, int], Box],
+    least: tuple[int, int],
+) -> np.ndarray:
+    """A part of the picture, as :func:`read_picture` gives the whole: uint8 (h, w, C).
+
+    A large JPEG is decoded at a half, a quarter or an eighth of its size, as far as what is left of
+    the part stays at least as large as ``least``, which its pixels are to be scaled to.
+
+    Args:
+        choose: is told the picture's height and width; says which part.
+        least: (H, W).
+
+    Raises:
+        ImageError: as in :func:`read_picture`.
+    """
+    with _image_errors(), Image.open(path, formats=FORMATS) as file:
+        turned = file.getexif().get(ORIENTATION, 1) >= 5
+        width, height = file.size[::-1] if turned else file.size
+        box = choose(height, width)
+        # Of the whole picture, so that the part keeps enough.
+        needed = (
+            math.ceil(width * least[1] / box.width),
+            math.ceil(height * least[0] / box.height),
+        )
+        file.draft(None, needed[::-1] if turned else needed)
+        pixels = np.asarray(as_seen(file, channels))
+    down, right = pixels.shape[0] / height, pixels.shape[1] / width  # 1, or less after a draft
+    top, left = round(box.top * down), round(box.left * right)
+    bottom, end = round((box.top + box.height) * down), round((box.left + box.width) * right)
+    # A copy: what Pillow hands out cannot be written to, and torch insists that it could.
+    return np.array(pixels[top:bottom, left:end]).reshape(bottom - top, end - left, channels)
+
+
+def size_of(path: str | os.PathLike[str] | IO[bytes]) -> tuple[int, int]:
+    """(height, width) of the upright picture, by the header alone; errors as in read_picture."""
+    with _image_errors(), Image.open(path, formats=FORMATS) as file:
+        turned = file.getexif().get(ORIENTATION, 1) >= 5
+        return file.size if turned else file.size[::-1]
+
+
+def check_quickly(path: str | os.PathLike[str] | IO[bytes]) -> None:
+    """Raise ImageError for a file that is no image or ends too early, mostly without decoding it.
+
+    The header is read, and looked for is what ends a JPEG or a PNG; where that is missing, and in
+    files of other kinds, everything is decoded. Damage in the middle of a JPEG or a PNG is not
+    seen.
+    """
+    with _image_errors(), Image.open(path, formats=FORMATS) as file:
+        end = _ENDS.get(str(file.format))
+        if end is not None and file.fp is not None:
+            place = file.fp.tell()
+            file.fp.seek(0, os.SEEK_END)
+            file.fp.seek(-min(_TAIL, file.fp.tell()), os.SEEK_END)
+            if end in file.fp.read():
+                return
+            file.fp.seek(place)
+        as_seen(file, 3)
 
 
 def pixels_of(picture: Image.Image) -> np.ndarray:
@@ -135,42 +195,20 @@ def cut(picture: Image.Image, image_size: tuple[int, int]) -> np.ndarray:
         ) from error
 
 
-def _eight_bits(picture: Image.Image, file_format: str) -> Image.Image:
-    """Grey of 16 bits as "L", or as "LA" where one of its values is transparent."""
-    if picture.mode == "F":
-        raise ImageError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
-    deep = picture.mode.startswith("I;16")
-    # Pillow has 16 bits of these in a mode of 32; in a TIFF that mode means 32.
-    if picture.mode == "I" and file_format not in ("PNG", "PPM"):
-        raise ImageError("32-bit pixels have no fixed range; save it with 8 or 16 bits")
-    if not deep and picture.mode != "I":
-        return picture
-    values = np.asarray(picture).astype(np.int64)
-    grey = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
-    clear = picture.info.get("transparency")
-    if isinstance(clear, int):
-        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return grey
-
-
-def _opaque(picture: Image.Image) -> Image.Image:
-    """On white; the colour under transparent pixels is arbitrary, and often black."""
-    if not picture.has_transparency_data:
-        return picture
-    picture = picture.convert("RGBA")
-    if picture.getchannel("A").getextrema()[0] == 255:
-        return picture.convert("RGB")
-    white = _laid_on("white", picture)
-    if _levels(white) >= _INVISIBLE:
-        return white
-    black = _laid_on("black", picture)
-    return black if _levels(black) >= _INVISIBLE else white
-
-
-def _laid_on(ground: str, picture: Image.Image) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture).convert("RGB")
-
-
-def _levels(picture: Image.Image) -> int:
-    """The widest range of values of a channel."""
-    return max(high - low for low, high in picture.getextrema())  # type: ignore[misc]
+@contextmanager
+def _image_errors() -> Iterator[None]:
+    """Whatever goes wrong in opening and decoding is an ImageError that says why."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except IsADirectoryError:
+        raise ImageError("a folder without image files") from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"not an image, or damaged at its beginning; read are {', '.join(FORMATS)}"
+        ) from None
+    except Exception as error:  # of damaged files decoders raise nearly anything
+        raise ImageError(str(error) or type(error).__name__) from error

@@ -1,4 +1,4 @@
-"""Batches from arrays in memory, in an order that depends on (seed, epoch) alone."""
+"""Batches of images, held or made when needed, in an order of (seed, epoch) alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,6 +9,8 @@ from torch import Tensor
 from cvattn.data.checks import check_int
 from cvattn.data.counter import permutation
 from cvattn.data.images.augment import Augmentation
+from cvattn.data.images.pictures import Pictures
+from cvattn.data.images.resized_crop import RandomResizedCrop
 
 
 def check_world_size(batch_size: int, world_size: int) -> None:
@@ -86,10 +88,15 @@ class Batches:
         return min(-(-largest // self.batch_size), mine)
 
     def __iter__(self) -> Iterator[Any]:
+        epoch, indices = self._left()
+        for index in indices:
+            yield self.batch(index, epoch)
+
+    def _left(self) -> tuple[int, list[Tensor]]:
+        """The epoch that it is, and the positions of the batches that are left of it."""
         epoch = self._epoch()
         behind = self._behind() if self.train else 0
-        for index in self.batch_indices(epoch)[behind:]:
-            yield self.batch(index, epoch)
+        return epoch, self.batch_indices(epoch)[behind:]
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: ``behind`` says where to go on. Tells Lightning that going on is possible."""
@@ -122,23 +129,26 @@ class BatchLoader(Batches):
     """Yields ``(images, labels)``: float32 (B, C, H, W), normalised, and int64 (B,).
 
     Args:
-        images: uint8 (N, C, H, W).
+        images: uint8 (N, C, H, W), or :class:`Pictures`: these are read ahead by their threads.
         labels: int64 (N,), or masks uint8 (N, H, W).
         mean, std: per channel, of pixels scaled to 0..1.
+        crop: which part of each of :class:`Pictures` is shown; None: the middle.
         augment: see :mod:`cvattn.data.images.augment`; applied before normalisation.
-        device: where the arrays are kept and the batches are made; None: where they are.
+        device: where the arrays are kept and the batches are made (of :class:`Pictures`, from where
+            their pixels have arrived on); None: where they are.
         others: as in :class:`Batches`.
     """
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | Pictures,
         labels: Tensor,
         *,
         batch_size: int,
         mean: Sequence[float],
         std: Sequence[float],
         train: bool = False,
+        crop: RandomResizedCrop | None = None,
         augment: Augmentation | None = None,
         seed: int = 0,
         epoch: Callable[[], int] = lambda: 0,
@@ -157,29 +167,40 @@ class BatchLoader(Batches):
             rank=rank,
             world_size=world_size,
         )
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
-            raise ValueError(
-                f"images must be uint8 (N, C, H, W) with N labels, got {images.dtype} of shape "
-                f"{tuple(images.shape)} with {len(labels)} labels"
-            )
-        if not len(mean) == len(std) == images.shape[1]:
-            raise ValueError(
-                f"mean and std need one value for each of {images.shape[1]} channels, got "
-                f"{len(mean)} and {len(std)}"
-            )
-        self.images = images.to(device)
-        self.labels = labels.to(device)
+        check_images(images, labels, mean, std)
+        self.crop = crop
         self.augment = augment
-        shape, target = (1, -1, 1, 1), self.images.device
+        self.device = device or (
+            images.device if isinstance(images, Tensor) else torch.device("cpu")
+        )
+        self.images = images.to(self.device) if isinstance(images, Tensor) else images
+        self.labels = labels.to(self.device)
+        shape = (1, -1, 1, 1)
         # Pixels stay in 0..255 until the last step: (x - 255 mean) / (255 std).
-        self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).float().view(shape).to(target)
-        self._rate = (1 / (torch.tensor(std, dtype=torch.float64) * 255)).float()
-        self._rate = self._rate.view(shape).to(target)
+        self._mean = (torch.tensor(mean, dtype=torch.float64) * 255).float().view(shape)
+        self._rate = (1 / (torch.tensor(std, dtype=torch.float64) * 255)).float().view(shape)
+        self._mean, self._rate = self._mean.to(self.device), self._rate.to(self.device)
+
+    def __iter__(self) -> Iterator[Any]:
+        if isinstance(self.images, Tensor):
+            yield from super().__iter__()
+            return
+        epoch, indices = self._left()
+        batches = self.images.batches(indices, self.crop, seed=self.seed, epoch=epoch)
+        for index, images in zip(indices, batches, strict=True):
+            yield self._finished(images.to(self.device), index, epoch)
 
     def batch(self, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """The images at ``index`` (int64), as ``iter()`` yields them."""
-        index = index.to(self.images.device)
-        images = self.images[index]
+        if isinstance(self.images, Tensor):
+            images = self.images[index.to(self.images.device)]
+        else:
+            options = {"seed": self.seed, "epoch": epoch}
+            (images,) = self.images.batches([index], self.crop, **options)
+        return self._finished(images.to(self.device), index, epoch)
+
+    def _finished(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        index = index.to(self.device)
         if self.augment is not None:
             images = self.augment(images, index, seed=self.seed, epoch=epoch)
         return self.normalised(images), self.labels[index]
@@ -187,3 +208,20 @@ class BatchLoader(Batches):
     def normalised(self, images: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in 0..255, uint8 or float32 -> float32, normalised."""
         return images.float().sub_(self._mean).mul_(self._rate)
+
+
+def check_images(
+    images: Tensor | Pictures, labels: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """ValueError unless these are pixels with a label each, and constants of their channels."""
+    kind = images.dtype if isinstance(images, Tensor) else torch.uint8
+    if kind != torch.uint8 or len(images.shape) != 4 or len(images) != len(labels):
+        raise ValueError(
+            f"images must be uint8 (N, C, H, W) with N labels, got {kind} of shape "
+            f"{tuple(images.shape)} with {len(labels)} labels"
+        )
+    if not len(mean) == len(std) == images.shape[1]:
+        raise ValueError(
+            f"mean and std need one value for each of {images.shape[1]} channels, got "
+            f"{len(mean)} and {len(std)}"
+        )

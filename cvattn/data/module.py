@@ -60,3 +60,7 @@ class DataModule(pl.LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
+
+    def _processes_here(self) -> int:
+        """Processes of this run on this machine, each of which has a data module of its own."""
+        return 1 if self.trainer is None else self.trainer.num_devices

@@ -63,6 +63,7 @@ class Reference:
             raise ValueError(f"draws={draws} must be at least 1")
         self.count, self.draws, self.seed = count, draws, seed
         self.network = Lite0() if network is None else network
+        self._images: dict[str, Tensor] = {}
         self._known: dict[str, Tensor] = {}  # NaN where an image's features are not known yet
 
     @property
@@ -72,7 +73,9 @@ class Reference:
 
     def images(self, split: str) -> Tensor:
         """All of a split's, uint8 (N, C, H, W)."""
-        return self.data.split(split).images
+        if split not in self._images:
+            self._images[split] = self.data.split(split).all_images()
+        return self._images[split]
 
     def drawn(self, split: str, draw: int, *, without: int | None = None) -> Tensor:
         """Positions in the split of ``count`` images, (count,); other ones in each draw.

@@ -1,18 +1,21 @@
-"""What all data modules share: arrays in memory, loaders, examples and their pictures."""
+"""What all image data modules share: their parts, loaders, examples and their pictures."""
 
 import dataclasses
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cvattn.data.checks import DataError, check_choice, check_int, check_number
+from cvattn.data.checks import check_choice, check_int, check_number
 from cvattn.data.counter import Stream, permutation
 from cvattn.data.images.augment import Augmentation
+from cvattn.data.images.holding import check_memory
+from cvattn.data.images.pictures import Pictures
+from cvattn.data.images.resized_crop import RandomResizedCrop
 from cvattn.data.info import DataInfo
 from cvattn.data.loader import BatchLoader, check_world_size
 from cvattn.data.module import DataModule
@@ -22,10 +25,33 @@ SPLITS = ("train", "val", "test")
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """One part of a data set: ``images`` uint8 (N, C, H, W) and ``labels`` int64 (N,)."""
+    """One part of a data set.
 
-    images: Tensor
+    Attributes:
+        images: uint8 (N, C, H, W), or :class:`Pictures`, which give such tensors when indexed by
+            one of positions.
+        labels: int64 (N,).
+        digest: sha256 of the pixels, or of what stands for them; "": to be computed from them.
+    """
+
+    images: Tensor | Pictures
     labels: Tensor
+    digest: str = ""
+
+    def all_images(self) -> Tensor:
+        """All of them at once, uint8 (N, C, H, W).
+
+        Raises:
+            DataError: they do not fit into the memory.
+        """
+        if isinstance(self.images, Tensor):
+            return self.images
+        check_memory(
+            math.prod(self.images.shape),
+            f"{len(self.images)} images at once",
+            "they are needed together here; set a smaller data.image_size",
+        )
+        return self.images[torch.arange(len(self.images))]
 
 
 class ImageDataModule(DataModule):
@@ -67,8 +93,12 @@ class ImageDataModule(DataModule):
         """What is done to training images, or None."""
         raise NotImplementedError
 
+    def _crop(self) -> RandomResizedCrop | None:
+        """Which part of training pictures is shown, where they are :class:`Pictures`."""
+        return None
+
     def setup(self, stage: str | None = None) -> None:
-        """Read the data into memory, once, whatever the stage."""
+        """Read the data, or find where it is, once, whatever the stage."""
         if self._sets:
             return
         check_world_size(self.batch_size, self._place()[1])  # before the reading takes its time
@@ -78,7 +108,7 @@ class ImageDataModule(DataModule):
             train_size=len(sets["train"].images),
             val_size=len(sets["val"].images),
             test_size=len(sets["test"].images),
-            fingerprint=hashlib.sha256(sets["test"].images.numpy().tobytes()).hexdigest()[:16],
+            fingerprint=_digest(sets["test"])[:16],
         )
         self._sets = sets
 
@@ -142,6 +172,7 @@ class ImageDataModule(DataModule):
         return BatchLoader(
             chosen.images,
             chosen.labels,
+            crop=self._crop() if train else None,
             augment=self._augmentation() if train else None,
             **self._options(device=device, train=train),
         )
@@ -169,12 +200,15 @@ class ImageDataModule(DataModule):
             raise RuntimeError("setup() did not set info")  # a subclass replaced setup()
         return self.info
 
-    def _device(self, images: Tensor) -> torch.device:
-        """The trainer's GPU if the images fit easily, else the CPU (Lightning moves batches)."""
+    def _device(self, images: Tensor | Pictures) -> torch.device:
+        """The trainer's GPU if the images fit easily, else the CPU (Lightning moves batches).
+
+        Of pictures that are made when needed a batch at a time is there.
+        """
         device = torch.device("cpu")
         if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.trainer.strategy.root_device)
-            if images.nbytes * 4 < free:
+            if not isinstance(images, Tensor) or images.nbytes * 4 < free:
                 device = self.trainer.strategy.root_device
         return device
 
@@ -184,20 +218,30 @@ def fill_colour(mean: Sequence[float]) -> tuple[int, ...]:
     return tuple(round(255 * value) for value in mean)
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 (N, C, H, W), of pixels scaled to 0..1.
+def _digest(part: ImageSet) -> str:
+    if part.digest or not isinstance(part.images, Tensor):
+        return part.digest
+    return hashlib.sha256(part.images.contiguous().numpy().data).hexdigest()
+
+
+def channel_statistics(images: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 images, of pixels scaled to 0..1.
 
     Exact, from histograms. A channel of one value gets the smallest step, 1/255, as its std.
+
+    Args:
+        images: (C, H, W) each; at least one.
     """
+    # One image at a time: a whole channel as int64 would need eight times the memory.
+    counts = sum(
+        torch.stack([channel.flatten().bincount(minlength=256) for channel in image])
+        for image in images
+    )
+    assert isinstance(counts, Tensor)
     mean, std = [], []
     level = torch.arange(256, dtype=torch.float64) / 255
-    for channel in range(images.shape[1]):
-        # One image at a time: a whole channel as int64 would need eight times the memory.
-        counts = sum(
-            (image.flatten().bincount(minlength=256) for image in images[:, channel]),
-            start=torch.zeros(256, dtype=torch.int64),
-        ).double()
-        share = counts / counts.sum()
+    for channel in counts.double():
+        share = channel / channel.sum()
         mean.append(float((share * level).sum()))
         std.append(max(float((share * (level - mean[-1]) ** 2).sum().sqrt()), 1 / 255))
     return tuple(mean), tuple(std)
@@ -227,18 +271,3 @@ def given_statistics(
             tuple(check_number(name, value, minimum=lowest, maximum=1.0) for value in values or ())
         )
     return found[0], found[1]
-
-
-def check_memory(count: int, channels: int, image_size: tuple[int, int]) -> None:
-    """Raise DataError if so many images do not fit into this machine's memory."""
-    height, width = image_size
-    needed = count * channels * height * width
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > 0.6 * memory:
-        raise DataError(
-            f"{count} images of {height} x {width} need {needed / 2**30:.1f} GiB, and this "
-            f"machine has {memory / 2**30:.1f} GiB: images are held in memory; choose a "
-            "smaller data.image_size"
-        )

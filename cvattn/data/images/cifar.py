@@ -104,7 +104,7 @@ class CIFARData(ImageDataModule):
             "val": ImageSet(both["train"].images[val], labels[val]),
             "test": both["test"],
         }
-        official = files.has_official_pixels(found, both["test"].images)
+        official = files.has_official_pixels(found, both["test"].all_images())
         info = dataclasses.replace(self.describe(), official_pixels=official, source=found.words)
         return sets, info
 

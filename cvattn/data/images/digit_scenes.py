@@ -211,7 +211,7 @@ def _digits(scans: ImageSet, kinds: Tensor, seed: int, index: Tensor) -> Tensor:
     turn = _ROTATION * (2 * uniform(seed, 0, number, Stream.ROTATION) - 1)
     middle = torch.zeros(len(chosen))
     drawn = draw_digits(
-        scans.images[chosen, :1].float(), size.flatten(), turn.flatten(), middle, middle - 0.5
+        scans.all_images()[chosen, :1].float(), size.flatten(), turn.flatten(), middle, middle - 0.5
     )
     rows, columns = ((side - CELL) // 2 for side in drawn.shape[1:])
     drawn = drawn[:, rows : rows + CELL, columns : columns + CELL]

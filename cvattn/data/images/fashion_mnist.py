@@ -115,7 +115,7 @@ class FashionMNISTData(ImageDataModule):
             )
         border = (self.side - files.SIDE) // 2
         both = {
-            part: ImageSet(F.pad(of.images, (border,) * 4), of.labels)
+            part: ImageSet(F.pad(of.all_images(), (border,) * 4), of.labels)
             for part, of in files.read(found).items()
         }
         images, labels = both["train"].images, both["train"].labels

@@ -131,7 +131,7 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(map(printable, names[:_MOST_NAMED])) + more
 
 
-def listed(bad: Sequence[tuple[Path, str]]) -> str:
+def listed(bad: Sequence[tuple[Path | str, str]]) -> str:
     """A line for each file and what is wrong with it, of the first ones."""
     lines = "".join(f"\n  {printable(str(path))}: {what}" for path, what in bad[:_MOST_LISTED])
     more = len(bad) - _MOST_LISTED

@@ -39,7 +39,7 @@ class MaskLoader(BatchLoader):
         """The images and masks at ``index`` (int64), as ``iter()`` yields them."""
         if self.move is None:
             return super().batch(index, epoch)
-        index = index.to(self.images.device)
+        index = index.to(self.device)
         images, masks = self.move.with_masks(
             self.images[index], self.labels[index], index, seed=self.seed, epoch=epoch
         )
@@ -83,7 +83,7 @@ class MaskDataModule(ImageDataModule):
         self, chosen: ImageSet, *, device: torch.device, train: bool = False
     ) -> MaskLoader:
         return MaskLoader(
-            chosen.images,
+            chosen.all_images(),
             chosen.labels,
             move=self._move() if train else None,
             **self._options(device=device, train=train),

@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 
 from cvattn.data.checks import DataError
-from cvattn.data.image_files import ImageError, cut, read_picture
+from cvattn.data.image_files import ORIENTATION, ImageError, cut, read_picture
 from cvattn.data.images.augment import CropFlip
 from cvattn.data.images.base import (
     ImageSet,
     both_sides,
     channel_statistics,
-    check_memory,
     given_statistics,
 )
 from cvattn.data.images.folder_files import for_validation, listed, named
+from cvattn.data.images.holding import check_memory
 from cvattn.data.images.mask_files import (
     MaskCode,
     cut_mask,
@@ -34,7 +34,6 @@ from cvattn.data.images.masks_folder_files import IMAGES, Pair, pairs_of
 from cvattn.data.info import MaskInfo
 
 T = TypeVar("T")
-_ORIENTATION = 0x0112  # EXIF's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +127,9 @@ class MasksFolderData(MaskDataModule):
         )
 
     def prepare_data(self) -> None:
-        """Nothing to download; the folders are checked."""
+        """Nothing to download; the folders are checked, and the memory of all processes here."""
         self.describe()
+        self._check_memory(self._processes_here())
 
     def _move(self) -> CropFlip | None:
         return self._crop_flip
@@ -154,6 +154,15 @@ class MasksFolderData(MaskDataModule):
             self._listing = _Listing(files, code, tuple(note for note in notes if note))
         return self._listing
 
+    def _check_memory(self, copies: int) -> None:
+        count, (height, width) = sum(map(len, self._list().files.values())), self.image_size
+        check_memory(
+            count * (self.channels + 1) * height * width,
+            f"{count} images of {height} x {width} with their masks",
+            "they are held in memory; set a smaller data.image_size",
+            copies=copies,
+        )
+
     def _found(self, pairs: Sequence[Pair]) -> MaskCode:
         masks = [mask for _, mask in pairs]
         found = _each(masks, lambda mask: values_of(read_mask(mask)), "masks")
@@ -162,7 +171,7 @@ class MasksFolderData(MaskDataModule):
 
     def _read(self) -> tuple[Mapping[str, ImageSet], MaskInfo]:
         listing = self._list()
-        check_memory(sum(map(len, listing.files.values())), self.channels + 1, self.image_size)
+        self._check_memory(1)
 
         def load(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
             try:
@@ -183,7 +192,7 @@ class MasksFolderData(MaskDataModule):
             sets[name] = ImageSet(torch.stack(images), torch.stack(masks))
         mean, std = self._mean, self._std
         if not mean:
-            mean, std = channel_statistics(sets["train"].images)
+            mean, std = channel_statistics(sets["train"].all_images())
         info = self.describe()
         counts = pixels_of_classes(sets["train"].labels, len(info.classes)).tolist()
         absent = [name for name, count in zip(info.classes, counts, strict=True) if not count]
@@ -215,7 +224,7 @@ def _of_another_size(image: Path, size: tuple[int, int], mask: tuple[int, int]) 
     """What to do about a mask that does not lie on its image; sizes are (width, height)."""
     text = f"{mask[0]} x {mask[1]} pixels, and its image {image.name} has {size[0]} x {size[1]}"
     with Image.open(image) as file:
-        turned = file.getexif().get(_ORIENTATION, 1) >= 5
+        turned = file.getexif().get(ORIENTATION, 1) >= 5
     if turned and mask == size[::-1]:
         return (
             f"{text} once it is turned upright, as its EXIF orientation says: the mask is of the "

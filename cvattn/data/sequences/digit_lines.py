@@ -148,7 +148,7 @@ class DigitLinesData(SequenceDataModule):
         digits = DigitsData()
         for split in ("train", "val", "test"):
             part = digits.split(split)
-            self._scans[split] = part.images[:, :1].float(), part.labels
+            self._scans[split] = part.all_images()[:, :1].float(), part.labels
         return self.describe()
 
     def lengths(self, split: str, index: Tensor, epoch: int = 0) -> Tensor:

@@ -16,6 +16,7 @@ COMMANDS = {
     "explore": "a page that shows what each position of an image looks at",
     "sample": "images made by a network that was trained to, or completed by it",
     "judge": "how near made images are to those of the data, and whether they are copies",
+    "cache": "decoded images that are kept on this machine, and removing them",
     "cost": "which way each attention takes and why, memory and operations",
     "export": "ONNX or torch's exported program, checked against the network",
     "compare": "train arms of a question with equal seeds: how far are they apart?",

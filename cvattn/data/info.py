@@ -24,7 +24,9 @@ class Facts:
         source: where the data came from, in words.
         official_pixels: whether the pixels are the published ones, bit for bit; None where the
             question has no meaning or is not answered yet.
-        fingerprint: the first 16 hex digits of the sha256 of the test part; "" before setup.
+        fingerprint: the first 16 hex digits of the sha256 of the test part, of its pixels; of
+            pictures that are decoded anew each time, "files-" and 16 digits of the names and sizes
+            of their files; "" before setup.
         unit: what a sample is called; its plural has an s.
         target: what each sample has for a network to learn: a "class", a "mask" or a "text"; None:
             the data does not say.

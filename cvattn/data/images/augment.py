@@ -61,8 +61,12 @@ class CropFlip:
             )
 
     def __call__(self, images: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
-        rows, columns = self._sources(images, index, seed, epoch)
-        images = _take(images, *_reflected(images, rows, columns))
+        if self.crop_pad:
+            rows, columns = self._sources(images, index, seed, epoch)
+            images = _take(images, *_reflected(images, rows, columns))
+        elif self.flip != "none":  # the same, ten times as fast
+            flipped = self._flipped(index, seed, epoch)[:, None, None, None]
+            images = torch.where(flipped, images.flip(-1), images)
         return self._erase(images, index, seed, epoch) if self.cutout else images
 
     def with_masks(

@@ -31,12 +31,12 @@ class ImageSet:
         images: uint8 (N, C, H, W), or :class:`Pictures`, which give such tensors when indexed by
             one of positions.
         labels: int64 (N,).
-        digest: sha256 of the pixels, or of what stands for them; "": to be computed from them.
+        fingerprint: as in :class:`Facts`; "": to be computed from the pixels.
     """
 
     images: Tensor | Pictures
     labels: Tensor
-    digest: str = ""
+    fingerprint: str = ""
 
     def all_images(self) -> Tensor:
         """All of them at once, uint8 (N, C, H, W).
@@ -108,7 +108,7 @@ class ImageDataModule(DataModule):
             train_size=len(sets["train"].images),
             val_size=len(sets["val"].images),
             test_size=len(sets["test"].images),
-            fingerprint=_digest(sets["test"])[:16],
+            fingerprint=_fingerprint(sets["test"]),
         )
         self._sets = sets
 
@@ -218,10 +218,10 @@ def fill_colour(mean: Sequence[float]) -> tuple[int, ...]:
     return tuple(round(255 * value) for value in mean)
 
 
-def _digest(part: ImageSet) -> str:
-    if part.digest or not isinstance(part.images, Tensor):
-        return part.digest
-    return hashlib.sha256(part.images.contiguous().numpy().data).hexdigest()
+def _fingerprint(part: ImageSet) -> str:
+    if part.fingerprint:
+        return part.fingerprint
+    return hashlib.sha256(part.all_images().contiguous().numpy().data).hexdigest()[:16]
 
 
 def channel_statistics(images: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:

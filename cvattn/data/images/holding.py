@@ -114,13 +114,13 @@ class Held(NamedTuple):
         images: uint8 (N, C, H, W), or pictures that are made when asked for.
         good: their positions in the source, int64 (N,).
         bad: position in the source of each that cannot be read, and why.
-        digest: sha256 of all the pixels, where it is known without making them.
+        fingerprint: of the pixels, or of what stands for them; "": to be computed.
     """
 
     images: torch.Tensor | Pictures
     good: torch.Tensor
     bad: list[tuple[int, str]]
-    digest: str = ""
+    fingerprint: str = ""
 
 
 def in_memory(source: ImageSource, part: str, how: Decoding) -> Held:
@@ -163,7 +163,8 @@ def streamed(source: ImageSource, how: Decoding, *, checked: bool) -> Held:
         image_size=how.image_size,
         workers=how.workers,
     )
-    return Held(pictures, good, bad)
+    # Of the names and sizes of the files: their pixels are not known.
+    return Held(pictures, good, bad, f"files-{source.identity(times=False).hex()[:16]}")
 
 
 def positions_without(count: int, bad: list[tuple[int, str]]) -> torch.Tensor:

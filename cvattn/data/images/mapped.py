@@ -74,12 +74,8 @@ def mapped(source: ImageSource, part: str, how: Decoding, *, name: str, place: s
         ) from error
     mark_used(target)
     bad = [(at, why) for at, why in records.facts["bad"]]
-    return Held(
-        how.stored_pictures(records),
-        positions_without(len(source), bad),
-        bad,
-        records.facts["digest"],
-    )
+    good = positions_without(len(source), bad)
+    return Held(how.stored_pictures(records), good, bad, records.facts["fingerprint"])
 
 
 def _opened(target: Path, facts: dict[str, Any]) -> RecordFile | None:
@@ -112,7 +108,7 @@ def _write(
     began = time.monotonic()
     bad: list[tuple[int, str]] = []
     digest = hashlib.sha256()
-    facts = {**facts, "bad": bad, "digest": ""}
+    facts = {**facts, "bad": bad, "fingerprint": ""}
 
     def pictures() -> Iterator[np.ndarray]:
         decoded = each(source, partial(how.decode, how.stores_whole(part)), how.workers)
@@ -120,11 +116,10 @@ def _write(
             if isinstance(found, ImageError):
                 bad.append((at, str(found)))
                 continue
-            digest.update(
-                np.ascontiguousarray(found.transpose(2, 0, 1)).data
-            )  # as a tensor has them
+            as_in_tensor = np.ascontiguousarray(found.transpose(2, 0, 1))
+            digest.update(as_in_tensor.data)
             yield found
-        facts["digest"] = digest.hexdigest()
+        facts["fingerprint"] = digest.hexdigest()[:16]
 
     write_records(target, facts, pictures())
     _say(f"{target.name}: written in {time.monotonic() - began:.0f} s")

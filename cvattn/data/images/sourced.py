@@ -41,8 +41,7 @@ SAMPLE = 2000  # training images that mean and std are measured on, where not al
 class SourceDataModule(ImageDataModule):
     """Base of the data modules whose pictures are files of any size.
 
-    A subclass writes ``_describe()``, ``_where()`` and ``_sources()``, and sets ``data_name``, by which it is
-    chosen.
+    A subclass writes ``_describe()``, ``_where()`` and ``_sources()``, and sets ``data_name``.
 
     Each image is read as :func:`cvattn.data.image_files.read_picture` says (upright, on white where
     it is transparent), scaled so that it just covers ``image_size`` and cut to it in the middle;
@@ -163,7 +162,7 @@ class SourceDataModule(ImageDataModule):
         sets, bad = {}, []
         for part, source in sources.items():
             held = self._held(source, part)
-            sets[part] = ImageSet(held.images, source.labels[held.good], held.digest)
+            sets[part] = ImageSet(held.images, source.labels[held.good], held.fingerprint)
             bad += sorted((source.name(at), why) for at, why in held.bad)
         self._report(bad)
         for part, each in sets.items():
@@ -183,8 +182,7 @@ class SourceDataModule(ImageDataModule):
             return in_memory(source, part, how)
         if self.hold == "mapped":
             return mapped(source, part, how, name=self.data_name, place=self._where())
-        held = streamed(source, how, checked=self.on_corrupt == "skip")
-        return held._replace(digest=source.identity(times=False).hex())
+        return streamed(source, how, checked=self.on_corrupt == "skip")
 
     def _measured(self, train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if isinstance(train.images, torch.Tensor):

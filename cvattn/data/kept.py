@@ -1,0 +1,58 @@
+"""What the cache folder holds, for people: ``cvattn cache``."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from cvattn.data.cache import IMAGES, KINDS, cache_folder, sweep
+from cvattn.data.images.record_file import DamagedError, read_facts
+
+
+class Kept(NamedTuple):
+    """A file of decoded pixels.
+
+    Attributes:
+        path: the file; its stem is its name.
+        size: in bytes.
+        used: when it was last used, in seconds as :func:`time.time` has them.
+        source: of what: where the data was, and which part; "" where the file does not say.
+    """
+
+    path: Path
+    size: int
+    used: float
+    source: str
+
+
+def kept_files() -> list[Kept]:
+    """The files of decoded pixels in the cache folder, the last used first.
+
+    What killed processes left there half written is removed.
+    """
+    folder = cache_folder()
+    if folder is None or not folder.is_dir():
+        return []
+    sweep(folder)
+    found = []
+    for path in (path for kind in KINDS for path in folder.glob(f"*{kind}")):
+        with suppress(OSError):  # gone meanwhile
+            facts = path.stat()
+            found.append(Kept(path, facts.st_size, facts.st_mtime, _source(path)))
+    return sorted(found, key=lambda kept: -kept.used)
+
+
+def remove(kept: Kept) -> None:
+    """Remove a file; a process that reads it keeps it until it ends. OSError if it cannot be."""
+    kept.path.unlink(missing_ok=True)
+    lock = kept.path.with_name(f"{kept.path.name}.lock")
+    lock.unlink(missing_ok=True)
+
+
+def _source(path: Path) -> str:
+    if path.suffix != IMAGES:
+        return ""
+    try:
+        facts = read_facts(path)
+        return f"{facts['source']}, {facts['part']}"
+    except (DamagedError, KeyError) as error:
+        return f"damaged: {error}"

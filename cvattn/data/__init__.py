@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cvattn.data.images.folder import FolderData
     from cvattn.data.images.masks import MaskDataModule
     from cvattn.data.images.masks_folder import MasksFolderData
+    from cvattn.data.images.sourced import SourceDataModule
     from cvattn.data.images.views import VIEWS, views_of
     from cvattn.data.info import VOID, DataInfo, Facts, MaskInfo
     from cvattn.data.loader import BatchLoader
@@ -53,6 +54,7 @@ _MODULES = {
     "BatchLoader": "loader",
     "DataModule": "module",
     "LoaderData": "own_loaders",
+    "SourceDataModule": "images.sourced",
     "StringsData": "sequences.strings",
     "VIEWS": "images.views",
     "VOID": "info",
@@ -81,6 +83,7 @@ __all__ = [
     "MaskDataModule",
     "MaskInfo",
     "MasksFolderData",
+    "SourceDataModule",
     "StringsData",
     "choose",
     "views_of",

@@ -120,7 +120,7 @@ def read_part(
     """A part of the picture, as :func:`read_picture` gives the whole: uint8 (h, w, C).
 
     A large JPEG is decoded at a half, a quarter or an eighth of its size, as far as what is left of
-    the part stays at least as large as ``least``, which its pixels are to be scaled to.
+    the part stays at least as large as ``least``.
 
     Args:
         choose: is told the picture's height and width; says which part.

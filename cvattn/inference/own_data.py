@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import cvattn.data
-from cvattn.data import DataInfo, ImageDataModule, MaskDataModule
+from cvattn.data import DataInfo, ImageDataModule, MaskDataModule, SourceDataModule
 from cvattn.inference.classifier import Classifier
 from cvattn.inference.errors import InferenceError
 from cvattn.inference.image_network import ImageNetwork
@@ -29,7 +29,7 @@ MODULES: dict[str, type[ImageDataModule]] = {
     for name in cvattn.data.__all__
     if inspect.isclass(cls := getattr(cvattn.data, name))
     and issubclass(cls, ImageDataModule)
-    and cls not in (ImageDataModule, MaskDataModule)
+    and cls not in (ImageDataModule, MaskDataModule, SourceDataModule)
 }
 SPLIT = "val"  # shown to people; the test images are for testing
 # The network fixes these where the data module would let them be chosen.

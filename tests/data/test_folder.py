@@ -19,6 +19,12 @@ def save(path, size, colour, **options):
     Image.new("RGB", size, colour).save(path, **options)
 
 
+@pytest.fixture(params=["memory", "mapped", "stream"])
+def hold(request):
+    """How the pictures are held; what is wrong with a folder is told by each."""
+    return request.param
+
+
 @pytest.fixture
 def root(tmp_path):
     """11 blue and 7 red training images of many sizes and kinds; 3 + 2 test images."""
@@ -31,8 +37,13 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_images_of_any_size_become_one(root):
-    data = FolderData(root=root, image_size=[12, 20], batch_size=4)
+def pixels(data, split):
+    """All images of a split, whatever holds them."""
+    return data.split(split).all_images()
+
+
+def test_images_of_any_size_become_one(root, hold):
+    data = FolderData(root=root, image_size=[12, 20], batch_size=4, hold=hold)
     before = data.describe()
     assert before.classes == ("blue", "red")
     assert before.image_size == (12, 20)
@@ -44,25 +55,24 @@ def test_images_of_any_size_become_one(root):
         part = data.split(split)
         assert part.images.shape[1:] == (3, 12, 20)
         colours = torch.tensor(list(COLOURS.values()))[part.labels]
-        assert (part.images.double().mean((2, 3)) - colours).abs().max() < 6  # JPEG
-    pixels = data.split("train").images.double() / 255
-    np.testing.assert_allclose(data.info.mean, pixels.mean((0, 2, 3)), atol=1e-12)
-    np.testing.assert_allclose(data.info.std, pixels.std((0, 2, 3), correction=0), atol=1e-12)
+        assert (pixels(data, split).double().mean((2, 3)) - colours).abs().max() < 6  # JPEG
+    values = pixels(data, "train").double() / 255
+    np.testing.assert_allclose(data.info.mean, values.mean((0, 2, 3)), atol=1e-12)
+    np.testing.assert_allclose(data.info.std, values.std((0, 2, 3), correction=0), atol=1e-12)
     batches = list(data.train_dataloader())
     assert [tuple(images.shape) for images, _ in batches] == [(4, 3, 12, 20)] * 3
 
 
-def test_an_image_covers_the_target_and_is_cut_in_the_middle(root):
+def test_an_image_covers_the_target_and_is_cut_in_the_middle(root, hold):
     picture = np.zeros((8, 24, 3), np.uint8)
     picture[:, 8:16] = 255  # the middle third is white
     Image.fromarray(picture).save(root / "test" / "red" / "99.png")
-    data = FolderData(root=root, image_size=8)
-    data.setup()
-    white = (data.split("test").images == 255).flatten(1).all(1)
+    data = FolderData(root=root, image_size=8, hold=hold)
+    white = (pixels(data, "test") == 255).flatten(1).all(1)
     assert white.sum() == 1
 
 
-def test_orientation_grey_palette_alpha_and_16_bit_are_understood(root):
+def test_orientation_grey_palette_alpha_and_16_bit_are_understood(root, hold):
     place = root / "test" / "blue"
     shutil.rmtree(place)
     place.mkdir()
@@ -76,16 +86,13 @@ def test_orientation_grey_palette_alpha_and_16_bit_are_understood(root):
     exif = Image.Exif()
     exif[274] = 6  # to be turned clockwise to be upright
     turned.save(place / "e_exif.jpg", exif=exif, quality=95)
-    data = FolderData(root=root, image_size=10, channels=3)
-    data.setup()
-    part = data.split("test")
-    images = part.images[part.labels == 0]
+    data = FolderData(root=root, image_size=10, channels=3, hold=hold)
+    images = pixels(data, "test")[data.split("test").labels == 0]
     assert len(images) == 5
     assert (images[:, :, :4].double() - 240).abs().max() < 12
     assert images[:, :, 6:].double().abs().max() < 12
-    grey = FolderData(root=root, image_size=10, channels=1)
-    grey.setup()
-    assert grey.split("test").images.shape[1:] == (1, 10, 10)
+    grey = FolderData(root=root, image_size=10, channels=1, hold=hold)
+    assert pixels(grey, "test").shape[1:] == (1, 10, 10)
     assert len(grey.info.mean) == 1
 
 
@@ -118,35 +125,39 @@ def harm(root):
     (root / "train" / "blue" / "empty.png").write_bytes(b"")
 
 
-def test_corrupt_files_are_named_and_refused(root):
+@pytest.mark.parametrize("hold", ["memory", "mapped"])
+def test_corrupt_files_are_named_and_refused(root, hold):
     harm(root)
-    with pytest.raises(DataError, match="3 image files cannot be read") as error:
-        FolderData(root=root, image_size=8).setup()
+    for _ in range(2):  # of a file of the cache, as it is made and as it is found
+        with pytest.raises(DataError, match="3 image files cannot be read") as error:
+            FolderData(root=root, image_size=8, hold=hold).setup()
     for name in ("01.jpg", "text.png", "empty.png", "on_corrupt=skip"):
         assert name in str(error.value)
 
 
-def test_corrupt_files_are_named_and_skipped(root):
+def test_corrupt_files_are_named_and_skipped(root, hold):
     harm(root)
-    data = FolderData(root=root, image_size=8, on_corrupt="skip")
+    data = FolderData(root=root, image_size=8, on_corrupt="skip", hold=hold)
     with pytest.warns(UserWarning, match="3 image files cannot be read") as caught:
         data.setup()
     assert "text.png" in str(caught[0].message)
     assert sorted(Path(path).name for path in data.skipped) == ["01.jpg", "empty.png", "text.png"]
     info = data.info
     assert info.train_size + info.val_size + info.test_size == 17 + 5
-    labels = data.split("test").labels
-    assert (labels == 0).sum() == 3
+    part = data.split("test")
+    assert (part.labels == 0).sum() == 3
+    colours = torch.tensor(list(COLOURS.values()))[part.labels]
+    assert (pixels(data, "test").double().mean((2, 3)) - colours).abs().max() < 6
 
 
-def test_a_class_with_nothing_readable_is_an_error(root):
+def test_a_class_with_nothing_readable_is_an_error(root, hold):
     for path in (root / "test" / "red").iterdir():
         path.write_bytes(b"x")
     with (
         pytest.raises(DataError, match="test: no readable image of red"),
         pytest.warns(UserWarning, match="2 image files"),
     ):
-        FolderData(root=root, image_size=8, on_corrupt="skip").setup()
+        FolderData(root=root, image_size=8, on_corrupt="skip", hold=hold).setup()
 
 
 def empty_class(root):
@@ -185,6 +196,19 @@ def test_folders_that_do_not_fit_are_refused_before_pixels_are_read(root, change
     ("arguments", "error", "message"),
     [
         ({"on_corrupt": "skipp"}, ValueError, "did you mean 'skip'"),
+        ({"hold": "maped"}, ValueError, "did you mean 'mapped'"),
+        ({"workers": 0}, ValueError, "workers must be at least 1"),
+        ({"stored_size": 80}, ValueError, "without random_resized_crop .* leave it out"),
+        (
+            {"stored_size": 63, "random_resized_crop": [0.5, 1]},
+            ValueError,
+            "stored_size must be at least 64",
+        ),
+        ({"random_resized_crop": 0.5}, TypeError, "must be .least, most. share of the area"),
+        ({"random_resized_crop": [0.5]}, ValueError, "must be .least, most. share of the area"),
+        ({"random_resized_crop": [0.9, 0.5]}, ValueError, "0 < least <= most <= 1"),
+        ({"random_resized_crop": [0, 1]}, ValueError, "0 < least <= most <= 1"),
+        ({"random_resized_crop": [0.5, 1.5]}, ValueError, "must lie in 0..1"),
         ({"image_size": 0}, ValueError, "image_size must be at least 1"),
         ({"image_size": "64"}, TypeError, "image_size must be a whole number, got '64'"),
         ({"image_size": [8, 8, 3]}, ValueError, r"one side or \(H, W\)"),
@@ -233,13 +257,13 @@ def test_hidden_folders_and_files_are_not_trained_on_and_it_is_said(root):
 
 
 @pytest.mark.parametrize("part", ["test", "val"])
-def test_parts_without_one_of_the_classes_are_judged_by_name(root, part):
+def test_parts_without_one_of_the_classes_are_judged_by_name(root, part, hold):
     save(root / "train" / "amber" / "0.png", (9, 9), (250, 200, 0))
     save(root / part / "red" / "98.png", (9, 9), COLOURS["red"])
     (root / part / "blue").mkdir(parents=True, exist_ok=True)
     shutil.rmtree(root / part / "blue")
     (root / part / "amber").mkdir()  # and nothing in it
-    data = FolderData(root=root, image_size=8)
+    data = FolderData(root=root, image_size=8, hold=hold)
     data.setup()
     assert data.info.classes == ("amber", "blue", "red")
     assert set(data.split(part).labels.tolist()) == {2}
@@ -257,9 +281,9 @@ def test_one_image_of_each_class_leaves_nothing_to_validate_with(root):
     FolderData(root=root, image_size=8).setup()
 
 
-def test_names_of_skipped_files_steer_no_terminal(root):
+def test_names_of_skipped_files_steer_no_terminal(root, hold):
     bad = root / "train" / "red" / "\x1b[31m\n.png"
     bad.write_bytes(b"x")
     with pytest.warns(UserWarning, match=r"red/\\x1b\[31m\\n\.png: not an image") as caught:
-        FolderData(root=root, image_size=8, on_corrupt="skip").setup()
+        FolderData(root=root, image_size=8, on_corrupt="skip", hold=hold).setup()
     assert "\x1b" not in str(caught[0].message)

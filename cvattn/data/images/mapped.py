@@ -65,6 +65,7 @@ def mapped(source: ImageSource, part: str, how: Decoding, *, name: str, place: s
             with _alone(target):
                 records = _opened(target, facts)  # another process may have made it meanwhile
                 if records is None:
+                    _say_why(target, part)
                     sweep(folder)
                     _write(target, facts, source, part, how)
                     records = RecordFile(target)
@@ -84,10 +85,20 @@ def _opened(target: Path, facts: dict[str, Any]) -> RecordFile | None:
         records = RecordFile(target)
     except FileNotFoundError:
         return None
-    except DamagedError as error:
-        _say(f"{target}: {error}; it is made anew")
+    except DamagedError:
         return None
     return records if facts.items() <= records.facts.items() else None
+
+
+def _say_why(target: Path, part: str) -> None:
+    try:
+        RecordFile(target)
+    except FileNotFoundError:
+        return
+    except DamagedError as error:
+        _say(f"{target}: {error}; it is made anew")
+    else:
+        _say(f"{target}: the {part} images or what decodes them changed; it is made anew")
 
 
 def _write(

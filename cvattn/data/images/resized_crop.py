@@ -36,10 +36,11 @@ class RandomResizedCrop:
 
     def __post_init__(self) -> None:
         share = self.share
-        if isinstance(share, str) or not isinstance(share, Sequence) or len(share) != 2:
-            raise ValueError(
-                f"random_resized_crop must be [least, most] share of the area, got {share!r}"
-            )
+        text = f"random_resized_crop must be [least, most] share of the area, got {share!r}"
+        if isinstance(share, str) or not isinstance(share, Sequence):
+            raise TypeError(text)
+        if len(share) != 2:
+            raise ValueError(text)
         least, most = (
             check_number("random_resized_crop", value, minimum=0, maximum=1) for value in share
         )

@@ -106,7 +106,7 @@ class SourceDataModule(ImageDataModule):
         self._resized_crop = (
             None
             if random_resized_crop is None
-            else RandomResizedCrop(tuple(random_resized_crop), self.image_size)
+            else RandomResizedCrop(random_resized_crop, self.image_size)
         )
         self.stored_size = self._checked_stored_size(stored_size)
         self.on_corrupt = check_choice("on_corrupt", on_corrupt, ("refuse", "skip"))

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cvattn.data.image_files import ImageError, cut, image_files, is_hidden, left_out, read_picture
+from cvattn.data.image_files import (
+    ImageError,
+    check_quickly,
+    cut,
+    image_files,
+    is_hidden,
+    left_out,
+    read_picture,
+    size_of,
+)
 from cvattn.data.sequences.line_files import read_line
 from cvattn.inference.images import read_image
 
@@ -385,3 +394,57 @@ def test_what_is_left_out_is_said_on_one_line():
     assert (
         said == "not read, because hidden, linked or of no class: 2, such as a/\\x1b[31m\\n/.b.png"
     )
+
+
+def saved(path, **options):
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    picture.save(path, **options)
+    return path
+
+
+KINDS = [".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".ppm"]
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_a_quick_check_finds_what_was_cut_short_in_every_format(tmp_path, suffix):
+    path = saved(tmp_path / f"a{suffix}")
+    check_quickly(path)
+    content = path.read_bytes()
+    for size in (0, 3, len(content) // 3, len(content) - 100):
+        path.write_bytes(content[:size])
+        with pytest.raises(ImageError):
+            check_quickly(path)
+    with pytest.raises(ImageError, match="no such file"):
+        check_quickly(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_a_quick_check_takes_what_can_be_read(tmp_path, suffix, monkeypatch):
+    path = saved(tmp_path / f"a{suffix}")
+    with path.open("ab") as file:
+        file.write(bytes(10_000))  # as some cameras and programs append
+    read_picture(path, 3)
+    check_quickly(path)
+    check_quickly(io.BytesIO(path.read_bytes()))
+
+
+def test_a_quick_check_decodes_no_whole_jpeg_or_png(tmp_path, monkeypatch):
+    paths = [saved(tmp_path / "a.jpg"), saved(tmp_path / "a.png")]
+    monkeypatch.setattr("cvattn.data.image_files.as_seen", lambda *_: pytest.fail("decoded"))
+    for path in paths:
+        check_quickly(path)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (60, 90)), (3, (60, 90)), (6, (90, 60))])
+def test_the_size_is_that_of_the_upright_picture(tmp_path, orientation, size):
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = saved(tmp_path / "a.jpg", exif=exif)
+    assert size_of(path) == size == read_picture(path, 3).size[::-1]
+
+
+def test_a_picture_is_read_from_memory_as_from_its_file(tmp_path):
+    path = saved(tmp_path / "a.png")
+    found = read_picture(io.BytesIO(path.read_bytes()), 3)
+    assert np.array_equal(np.asarray(found), np.asarray(read_picture(path, 3)))

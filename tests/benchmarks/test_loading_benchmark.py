@@ -1,0 +1,28 @@
+"""``benchmarks/loading.py`` on a few photographs: it runs, and says what it should."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "loading.py"
+
+
+@pytest.mark.slow
+def test_few_photographs_leave_rows(tmp_path):
+    output = tmp_path / "rows.csv"
+    command = [sys.executable, str(SCRIPT), "--count", "600", "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "--output", str(output)], capture_output=True, text=True, timeout=540
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["images"] for row in rows} == {"600"}
+    assert len({row["loader"] for row in rows}) == 4
+    assert all(float(row["median"]) > 0 for row in rows)
+    ratios = [row for row in rows if "ours :" in row["figure"]]
+    assert len(ratios) == 8
+    assert all(row["met"] in ("yes", "no", "open") for row in ratios)

@@ -22,9 +22,7 @@ def test_a_streamed_run_that_is_killed_in_mid_epoch_ends_as_if_it_never_was(runs
 
 
 @pytest.mark.slow
-def test_begun_with_a_file_and_continued_in_memory_it_is_the_same_run(
-    runs, place, arguments, whole
-):
+def test_begun_with_a_file_and_continued_in_memory_it_is_one_run(runs, place, arguments, whole):
     (place / "cache").mkdir()
     command = [*arguments, "hydra.run.dir=mapped", "resume=auto"]
     options = {"CVATTN_CACHE": str(place / "cache")}

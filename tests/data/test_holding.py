@@ -165,6 +165,21 @@ def test_a_continued_epoch_goes_on_where_it_was(images, hold):
         assert all(map(torch.equal, ours, theirs))
 
 
+@pytest.mark.parametrize("hold", ["memory", "mapped", "stream"])
+def test_each_epoch_shows_other_parts_and_what_a_batch_of_it_is(images, hold):
+    data = make(images, hold, random_resized_crop=SHARE)
+    seen = []
+    for epoch in (1, 2):
+        data._epoch = lambda epoch=epoch: epoch
+        loader = data.train_dataloader()
+        for index, shown in zip(loader.batch_indices(epoch), loader, strict=True):
+            assert all(map(torch.equal, shown, loader.batch(index, epoch)))
+        every = torch.arange(20)
+        seen.append(loader.batch(every, epoch)[0])
+    changed = (seen[0] != seen[1]).flatten(1).any(1)
+    assert changed.all()
+
+
 def threads():
     return [each for each in threading.enumerate() if each.name.startswith("cvattn")]
 

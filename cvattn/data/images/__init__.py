@@ -4,7 +4,7 @@ A batch is made in this order: a data set (``digits``, ``cifar``, ``folder``) gi
 ``augment`` and ``rand_augment`` change those of training, ``base`` normalises. ``views`` are the
 changed copies that an image is judged by at the end.
 
-Pictures of any size (``sourced``) come from ``sources`` and are held as ``holding`` says: in memory,
-in a file (``mapped``, ``record_file``) or not at all; ``pictures`` makes batches in threads, and
-``resized_crop`` says which part of each is shown.
+Pictures of any size (``sourced``) come from ``sources`` and are held as ``holding`` says: in
+memory, in a file (``mapped``, ``record_file``) or not at all; ``pictures`` makes batches of them in
+threads, and ``resized_crop`` says which part of each is shown.
 """

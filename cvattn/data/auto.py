@@ -33,19 +33,21 @@ def choose(root: str | Path, *, offline: bool = False) -> Choice:
     root = Path(root).expanduser().absolute()
     try:
         found = cifar_files.find(cifar.CIFAR10Data.cifar, root)
+        beside = cifar_files.not_read(cifar_files.near(cifar.CIFAR10Data.cifar, root))
     except DataError as error:
         return Choice("digits", str(error))
     if found is not None:
         return Choice("cifar10", f"found {found.words}")
     if offline or is_offline():
-        return Choice("digits", f"CIFAR-10 is not in {root} and downloads are forbidden")
+        return Choice("digits", f"CIFAR-10 is not in {root}{beside} and downloads are forbidden")
     best, _ = promise(cifar.CIFAR10Data.cifar.sources)
     if best is None or best.seconds is None:
         return Choice(
             "digits",
-            f"CIFAR-10 is not in {root} and no server answered (data=cifar10 says what was tried)",
+            f"CIFAR-10 is not in {root}{beside} and no server answered (data=cifar10 says what was "
+            "tried)",
         )
-    what = f"CIFAR-10 is not in {root}; from {best.source.name} it takes about"
+    what = f"CIFAR-10 is not in {root}{beside}; from {best.source.name} it takes about"
     if best.seconds <= PATIENCE:
         return Choice("cifar10", f"{what} {best.seconds:.0f} s to download")
     return Choice(

@@ -34,7 +34,8 @@ def parquet_bytes(pixels, labels, **changes) -> bytes:
         rows[row]["bytes"] = data
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     column = changes.get("label_column", "label")
-    table = pyarrow.table({"img": pyarrow.array(rows, kind), column: pyarrow.array(labels)})
+    image = changes.get("image_column", "img")
+    table = pyarrow.table({image: pyarrow.array(rows, kind), column: pyarrow.array(labels)})
     out = io.BytesIO()
     parquet.write_table(table, out)
     return out.getvalue()

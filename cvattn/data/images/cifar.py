@@ -56,6 +56,7 @@ class CIFARData(ImageDataModule):
         if self.info is not None:
             return self.info
         found = files.find(self.cifar, self.root)
+        beside = files.not_read(files.near(self.cifar, self.root))
         return DataInfo(
             name=self.cifar.name,
             classes=self.cifar.classes,
@@ -67,7 +68,7 @@ class CIFARData(ImageDataModule):
             - (0 if self.train_on_val else self.cifar.val_size),
             val_size=self.cifar.val_size,
             test_size=self.cifar.counts["test"],
-            source=found.words if found else f"to be downloaded into {self.root}",
+            source=found.words if found else f"to be downloaded into {self.root}{beside}",
         )
 
     def prepare_data(self) -> None:
@@ -80,9 +81,13 @@ class CIFARData(ImageDataModule):
         Published(
             self.cifar.title,
             self.root,
-            self.cifar.to_do.format(root=self.root),
+            self._to_do(),
             self.cifar.sources,
         ).obtain(lambda: files.find(self.cifar, self.root), files.problem)
+
+    def _to_do(self) -> str:
+        beside = files.not_read(files.near(self.cifar, self.root))
+        return self.cifar.to_do.format(root=self.root) + beside
 
     def _augmentation(self) -> Augmentation | None:
         return in_turn(self._rand_augment, self._crop_flip)
@@ -92,7 +97,7 @@ class CIFARData(ImageDataModule):
         if found is None:
             raise DataError(
                 f"{self.cifar.title} is not in {self.root}; call prepare_data() first (a Trainer "
-                "does), or " + self.cifar.to_do.format(root=self.root)
+                "does), or " + self._to_do()
             )
         both = files.read(found)
         labels = both["train"].labels
@@ -118,9 +123,9 @@ class CIFAR10Data(CIFARData):
 
     Args:
         root: a folder with the official ``cifar-10-python.tar.gz``, its extracted folder, or the
-            two parquet files of the Hugging Face copy (in the root, ``plain_text/`` or
-            ``cifar10/``). Where there is none, ``prepare_data()`` downloads into it, unless
-            ``CVATTN_OFFLINE=1``.
+            parquet files of a Hub copy: in the root, ``cifar10/``, their ``plain_text/`` or
+            ``data/``, or a snapshot in a Hub cache. Where there is none, ``prepare_data()``
+            downloads into it, unless ``CVATTN_OFFLINE=1``.
         batch_size, eval_batch_size, seed: as in :class:`ImageDataModule`.
         train_on_val: train on all 50,000 images, the 5,000 of the validation included; its figures
             then mean nothing. For a last run, when every choice has been made.

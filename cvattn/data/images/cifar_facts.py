@@ -53,8 +53,9 @@ class Cifar:
     def to_do(self) -> str:
         """What a user without the data can do; ``{root}`` is for the data root."""
         return (
-            f"put {self.archive}, its extracted folder {self.torchvision.base_folder}, or the two "
-            f"parquet files {PARQUETS['train']} and {PARQUETS['test']} into {{root}}; or name the "
+            f"put {self.archive}, its extracted folder {self.torchvision.base_folder}, or the "
+            f"parquet files of a Hub copy ({PARQUETS['train']} and {PARQUETS['test']}, or "
+            "train/0000.parquet and test/0000.parquet) into {root}; or name the "
             "folder that has them with data.root=... or CVATTN_DATA=...; or train on data=digits, "
             "which needs no download"
         )

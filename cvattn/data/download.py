@@ -10,11 +10,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
 
 from cvattn.data.checks import DataError
 from cvattn.data.remote import CHUNK, HEADERS, NETWORK_ERRORS, RemoteFile, describe_error
@@ -87,7 +86,10 @@ def _fetch_part(url: str, part: Path, timeout: float) -> bool:
                 _tag(part).unlink(missing_ok=True)
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
-        with part.open("ab" if start else "wb") as out, _progress(url, start, total) as advance:
+        with (
+            part.open("ab" if start else "wb") as out,
+            progress(url.rsplit("/", 1)[-1], start, total) as advance,
+        ):
             while chunk := response.read1(CHUNK):
                 out.write(chunk)
                 advance(len(chunk))
@@ -95,7 +97,8 @@ def _fetch_part(url: str, part: Path, timeout: float) -> bool:
 
 
 @contextmanager
-def _progress(url: str, start: int, total: int | None) -> Iterator[Any]:
+def progress(label: str, start: int, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on stderr; yields what is called with each further count of them."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -114,7 +117,7 @@ def _progress(url: str, start: int, total: int | None) -> Iterator[Any]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(file=sys.stderr)) as bar:
-        task = bar.add_task(url.rsplit("/", 1)[-1], total=total, completed=start)
+        task = bar.add_task(label, total=total, completed=start)
         yield lambda count: bar.advance(task, count)
 
 

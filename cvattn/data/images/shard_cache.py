@@ -85,10 +85,10 @@ def copies_of(shards: Sequence[Shard]) -> list[Shard]:
 def _copy(shards: Sequence[Shard], folder: Path) -> None:
     needed = sum(shard.size for shard in shards)
     free = shutil.disk_usage(folder).free
-    what = f"{len(shards)} shards of together {needed / 2**30:.2f} GiB into {folder}"
+    what = f"{len(shards)} shards, {needed / 2**20:,.1f} MiB, into {folder}"
     if needed > 0.95 * free:
         raise DataError(
-            f"cannot copy {what}: {free / 2**30:.2f} GiB are free there; CVATTN_CACHE names "
+            f"cannot copy {what}: {free / 2**20:,.1f} MiB are free there; CVATTN_CACHE names "
             "another folder, and data.copy_shards=false reads them where they are"
         )
     print(f"copying {what} (data.copy_shards=true)", file=sys.stderr)

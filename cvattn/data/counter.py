@@ -24,6 +24,7 @@ class Stream(IntEnum):
     ORDER = 0
     SPLIT = 1
     EXAMPLES = 2
+    FILES = 3
     CROP_Y = 10
     CROP_X = 11
     FLIP = 12

@@ -1,9 +1,25 @@
-"""Fixed, stratified splits that depend on the labels alone, never on a run's seed."""
+"""Fixed splits that depend on labels or names alone, never on a run's seed."""
+
+import hashlib
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from cvattn.data.counter import Stream, bits
+
+VAL_FRACTION = 0.1
+
+
+def held_out(names: Sequence[bytes]) -> list[int]:
+    """Positions of a tenth of a class, for validation, by a hash of the names: the same everywhere.
+
+    Rounded up; none of a single one. Adding some moves few others. Sorted.
+    """
+    count = math.ceil(len(names) * VAL_FRACTION) if len(names) > 1 else 0
+    order = sorted(range(len(names)), key=lambda at: (hashlib.sha256(names[at]).digest(), at))
+    return sorted(order[:count])
 
 
 def stratified_split(labels: Tensor, size: int, *, seed: int) -> tuple[Tensor, Tensor]:

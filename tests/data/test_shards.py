@@ -340,7 +340,7 @@ def test_labels_are_numbers_or_names(tmp_path, labels, classes, names, expected)
         (["red", "1"], None, r"numbers \(1\) and names \(red\) side by side"),
         (["red", "1"], ["red", "blue"], "001 has the label '1', none of the 2 classes"),
         (["4", "4"], None, "has only the class 4; expected 2 or more"),
-        (["0", "1"], ["a", "a"], "data.classes needs 2 or more different names"),
+        (["0", "1"], ["a", "a"], "needs classes of 2 or more different names"),
     ],
 )
 def test_labels_that_mean_no_class(tmp_path, labels, classes, message):

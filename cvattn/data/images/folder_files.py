@@ -1,8 +1,6 @@
 """A folder of class folders: which classes there are, and the image files of each."""
 
 import difflib
-import hashlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +8,9 @@ from typing import NamedTuple
 
 from cvattn.data.checks import DataError
 from cvattn.data.image_files import SUFFIXES, image_files, is_hidden, left_out
+from cvattn.data.split import held_out
 from cvattn.system import printable
 
-VAL_FRACTION = 0.1
 _MOST_NAMED = 5
 _MOST_LISTED = 20
 
@@ -94,12 +92,8 @@ def _fail_for_missing(root: Path, name: str) -> None:
 def for_validation(paths: Sequence[Path], folder: Path) -> set[Path]:
     """The share of a class that is held out: by a hash of the names, the same everywhere."""
 
-    def key(path: Path) -> bytes:
-        name = path.relative_to(folder.parent).as_posix()
-        return hashlib.sha256(os.fsencode(name)).digest()
-
-    count = math.ceil(len(paths) * VAL_FRACTION) if len(paths) > 1 else 0
-    return set(sorted(paths, key=key)[:count])
+    names = [os.fsencode(path.relative_to(folder.parent).as_posix()) for path in paths]
+    return {paths[at] for at in held_out(names)}
 
 
 def check_known(train: Sequence[str], part: Part, folder: Path) -> None:

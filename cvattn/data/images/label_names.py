@@ -44,7 +44,7 @@ class LabelNames:
         if given is not None:
             if len(set(given)) != len(given) or len(given) < 2:
                 raise DataError(
-                    f"data.classes needs 2 or more different names, got {named(list(given))}"
+                    f"{where} needs classes of 2 or more different names, got {named(list(given))}"
                 )
             counted = not set(found) <= set(given) and len(numbers) == len(found)
             return cls(given, numbers=counted)

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from cvattn.data.images.digits import DigitsData
     from cvattn.data.images.fashion_mnist import FashionMNISTData
     from cvattn.data.images.folder import FolderData
+    from cvattn.data.images.hub import HubData
     from cvattn.data.images.masks import MaskDataModule
     from cvattn.data.images.masks_folder import MasksFolderData
     from cvattn.data.images.sourced import SourceDataModule
     from cvattn.data.images.views import VIEWS, views_of
+    from cvattn.data.images.webdataset import WebDatasetData
     from cvattn.data.info import VOID, DataInfo, Facts, MaskInfo
     from cvattn.data.loader import BatchLoader
     from cvattn.data.module import DataModule
@@ -44,6 +46,7 @@ _MODULES = {
     "DigitsData": "images.digits",
     "FashionMNISTData": "images.fashion_mnist",
     "FolderData": "images.folder",
+    "HubData": "images.hub",
     "ImageDataModule": "images.base",
     "DataInfo": "info",
     "Facts": "info",
@@ -59,6 +62,7 @@ _MODULES = {
     "VIEWS": "images.views",
     "VOID": "info",
     "views_of": "images.views",
+    "WebDatasetData": "images.webdataset",
 }
 
 __all__ = [
@@ -77,6 +81,7 @@ __all__ = [
     "Facts",
     "FashionMNISTData",
     "FolderData",
+    "HubData",
     "ImageDataModule",
     "LineFolderData",
     "LoaderData",
@@ -85,6 +90,7 @@ __all__ = [
     "MasksFolderData",
     "SourceDataModule",
     "StringsData",
+    "WebDatasetData",
     "choose",
     "views_of",
 ]

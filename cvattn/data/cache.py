@@ -12,6 +12,7 @@ import json
 import math
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +24,9 @@ Arrays = dict[str, np.ndarray]
 Shapes = Mapping[str, tuple[int, ...]]
 PIXELS = ".pixels"  # small data sets, of a few MiB
 IMAGES = ".images"  # data.hold=mapped
-KINDS = (PIXELS, IMAGES)
+INDEX = ".index"  # where the pictures of a shard are
+SHARD = ".shard"  # a copy of one on a server
+KINDS = (PIXELS, IMAGES, INDEX, SHARD)
 
 
 def cached(
@@ -130,6 +133,28 @@ def whole(target: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """While no other process makes that file; says so when it waits for one.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    guard = FileLock(target.with_name(f"{target.name}.lock"))
+    try:
+        guard.acquire(timeout=1)
+    except Timeout:
+        print(f"waiting: another process is writing {target}", file=sys.stderr, flush=True)
+        guard.acquire()
+    try:
+        yield
+    finally:
+        guard.release()
 
 
 def mark_used(path: Path) -> None:

@@ -11,6 +11,7 @@ from cvattn.data.counter import permutation
 from cvattn.data.images.augment import Augmentation
 from cvattn.data.images.pictures import Pictures
 from cvattn.data.images.resized_crop import RandomResizedCrop
+from cvattn.data.locality import Locality
 
 
 def check_world_size(batch_size: int, world_size: int) -> None:
@@ -48,6 +49,7 @@ class Batches:
         behind: called at each ``iter()`` in training; says how many batches of the epoch a run that
             is continued has behind it.
         rank, world_size: this process and the number of processes.
+        locality: of training samples that lie in large files; None: all are mixed.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Batches:
         behind: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world_size: int = 1,
+        locality: Locality | None = None,
     ) -> None:
         check_int("batch_size", batch_size, minimum=1)
         check_int("world_size", world_size, minimum=1)
@@ -79,6 +82,7 @@ class Batches:
         self.rank, self.world_size = rank, world_size
         self._epoch = epoch
         self._behind = behind
+        self._locality = locality
 
     def __len__(self) -> int:
         if self.train:
@@ -118,6 +122,8 @@ class Batches:
 
     def _order(self, epoch: int) -> Tensor:
         """All positions, in the order of an epoch of training."""
+        if self._locality is not None:
+            return self._locality.order(self.seed, epoch)
         return permutation(self.seed, epoch, self.count)
 
     def batch(self, index: Tensor, epoch: int = 0) -> Any:
@@ -155,6 +161,7 @@ class BatchLoader(Batches):
         behind: Callable[[], int] = lambda: 0,
         rank: int = 0,
         world_size: int = 1,
+        locality: Locality | None = None,
         device: torch.device | None = None,
     ) -> None:
         super().__init__(
@@ -166,6 +173,7 @@ class BatchLoader(Batches):
             behind=behind,
             rank=rank,
             world_size=world_size,
+            locality=locality,
         )
         check_images(images, labels, mean, std)
         self.crop = crop

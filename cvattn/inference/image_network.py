@@ -16,7 +16,9 @@ from cvattn.inference.images import read_image
 from cvattn.models import UNet
 
 # Data whose images are cut to shape, never squeezed.
-_CUT = ("cvattn.data.FolderData", "cvattn.data.MasksFolderData")
+_CUT = tuple(
+    f"cvattn.data.{name}" for name in ("FolderData", "WebDatasetData", "HubData", "MasksFolderData")
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from cvattn.data.images.pictures import Pictures
 from cvattn.data.images.resized_crop import RandomResizedCrop
 from cvattn.data.info import DataInfo
 from cvattn.data.loader import BatchLoader, check_world_size
+from cvattn.data.locality import Locality
 from cvattn.data.module import DataModule
 
 SPLITS = ("train", "val", "test")
@@ -32,11 +33,13 @@ class ImageSet:
             one of positions.
         labels: int64 (N,).
         fingerprint: as in :class:`Facts`; "": to be computed from the pixels.
+        locality: for training, where the images lie in large files.
     """
 
     images: Tensor | Pictures
     labels: Tensor
     fingerprint: str = ""
+    locality: Locality | None = None
 
     def all_images(self) -> Tensor:
         """All of them at once, uint8 (N, C, H, W).
@@ -174,6 +177,7 @@ class ImageDataModule(DataModule):
             chosen.labels,
             crop=self._crop() if train else None,
             augment=self._augmentation() if train else None,
+            locality=chosen.locality if train else None,
             **self._options(device=device, train=train),
         )
 

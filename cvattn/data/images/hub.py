@@ -130,6 +130,9 @@ class HubData(SourceDataModule):
             source=listing.source,
         )
 
+    def _where(self) -> str:
+        return f"the data set {self._path}"
+
     def _sources(self) -> Mapping[str, ImageSource]:
         return self._list().sources
 
@@ -164,7 +167,7 @@ class HubData(SourceDataModule):
                 sources.update(_parted(sources["train"], str(splits["train"])))
             if unused := [each for each in whole if each not in splits.values()]:
                 notes.append(f"not read: the splits {named(unused)}")
-            source = "; ".join((f"the data set {self._path}", *notes))
+            source = "; ".join((self._where(), *notes))
             self._listing = _Listing(names.classes, sources, source)
         return self._listing
 

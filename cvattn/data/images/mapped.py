@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import PIL
 from PIL import features
 
-from cvattn.data.cache import IMAGES, cache_folder, mark_used, sweep
+from cvattn.data.cache import IMAGES, alone, cache_folder, mark_used, sweep
 from cvattn.data.checks import DataError
 from cvattn.data.image_files import ImageError
 from cvattn.data.images.holding import Decoding, Held, each, positions_without
@@ -62,7 +61,7 @@ def mapped(source: ImageSource, part: str, how: Decoding, *, name: str, place: s
     try:
         records = _opened(target, facts)
         if records is None:
-            with _alone(target):
+            with alone(target):
                 records = _opened(target, facts)  # another process may have made it meanwhile
                 if records is None:
                     _say_why(target, part)
@@ -150,24 +149,6 @@ def _shown(items: Iterator[Any], total: int, part: str) -> Iterator[Any]:
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-@contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """While no other process makes that file; says so when it waits for one."""
-    from filelock import FileLock, Timeout
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    guard = FileLock(target.with_name(f"{target.name}.lock"))
-    try:
-        guard.acquire(timeout=1)
-    except Timeout:
-        _say(f"waiting: another process is writing {target}")
-        guard.acquire()
-    try:
-        yield
-    finally:
-        guard.release()
 
 
 def _say(text: str) -> None:

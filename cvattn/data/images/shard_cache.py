@@ -3,18 +3,17 @@
 import hashlib
 import io
 import json
-import os
-import secrets
 import shutil
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from cvattn.data.cache import cache_folder
+from cvattn.data.cache import INDEX, SHARD, alone, cache_folder, mark_used, sweep, whole
 from cvattn.data.checks import DataError
 from cvattn.data.download import progress
 from cvattn.data.images.shard_index import Names, ShardIndex, index_shard
@@ -36,13 +35,13 @@ def indices_of(
     Raises:
         DataError: as :func:`index_shard`.
     """
-    folder = _folder("indices")
+    folder = cache_folder()
     wanted = [_key(shard, image_keys, label_key) for shard in shards]
     known = [_load(folder, key) for key in wanted]
     if any(each is None for each in known):
         total = sum(shard.size for shard in shards)
         bar = progress("shards, indexed once", 0, total) if total > _LONG else nullcontext(_tell)
-        with _held(folder), bar as advance:  # one process makes them, others wait for it
+        with _alone(folder), bar as advance:  # one process makes them, others wait for it
             for at, shard in enumerate(shards):
                 index = known[at] or _load(folder, wanted[at])
                 if index is None:
@@ -65,14 +64,15 @@ def copies_of(shards: Sequence[Shard]) -> list[Shard]:
     remote = [shard for shard in shards if not shard.is_local]
     if not remote:
         return list(shards)
-    folder = _folder("shards")
+    folder = cache_folder()
     if folder is None:
         raise DataError(
             "data.copy_shards=true copies shards into the cache folder, and CVATTN_CACHE says that "
             "there is none"
         )
     try:
-        with _held(folder):
+        with alone(folder / "shards"):
+            sweep(folder)
             if lacking := [shard for shard in remote if not _is_copied(folder, shard)]:
                 _copy(lacking, folder)
     except OSError as error:
@@ -92,12 +92,9 @@ def _copy(shards: Sequence[Shard], folder: Path) -> None:
             "another folder, and data.copy_shards=false reads them where they are"
         )
     print(f"copying {what} (data.copy_shards=true)", file=sys.stderr)
-    for left in folder.glob("*/*.tmp"):  # of a process that was killed; ours is the lock
-        left.unlink(missing_ok=True)
     with progress("shards", 0, needed) as advance:
         for shard in shards:
-            target = _copy_path(folder, shard)
-            with _whole(target) as temporary, shard.open() as file, temporary.open("xb") as out:
+            with whole(_copy_path(folder, shard)) as out, shard.open() as file:
                 while chunk := file.read(_CHUNK):
                     out.write(chunk)
                     advance(len(chunk))
@@ -110,8 +107,9 @@ def _copy(shards: Sequence[Shard], folder: Path) -> None:
 
 def _copied(folder: Path, shard: Shard) -> Shard:
     path = _copy_path(folder, shard)
-    # The original's mark, not the copy's time: a copy made again is the same data.
-    return Shard(str(path), shard.size, shard.changed)
+    mark_used(path)
+    # The original's name and mark, not the copy's: a copy made again is the same data.
+    return replace(shard, address=str(path))
 
 
 def _is_copied(folder: Path, shard: Shard) -> bool:
@@ -120,14 +118,20 @@ def _is_copied(folder: Path, shard: Shard) -> bool:
 
 
 def _copy_path(folder: Path, shard: Shard) -> Path:
-    """A folder for each version of each shard, in which the shard keeps its name."""
+    """A file for each version of each shard."""
     version = json.dumps([shard.address, shard.size, shard.changed])
-    return folder / hashlib.sha256(version.encode()).hexdigest()[:16] / shard.name
+    name = hashlib.sha256(version.encode()).hexdigest()[:16]
+    return folder / f"{Path(shard.name).stem}-{name}{SHARD}"
 
 
-def _folder(name: str) -> Path | None:
-    base = cache_folder()
-    return None if base is None else base / name
+@contextmanager
+def _alone(folder: Path | None) -> Iterator[None]:
+    """As :func:`alone`, where there is a folder that can be written to."""
+    with ExitStack() as stack:
+        if folder is not None:
+            with suppress(OSError):
+                stack.enter_context(alone(folder / "shards"))
+        yield
 
 
 def _key(shard: Shard, image_keys: Sequence[str], label_key: str) -> str:
@@ -138,7 +142,7 @@ def _key(shard: Shard, image_keys: Sequence[str], label_key: str) -> str:
 def _index_path(folder: Path, key: str) -> Path:
     address = json.loads(key)[1]  # one file for each place: a changed shard replaces its index
     name = hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return folder / f"{name}.index"
+    return folder / f"shard-{name}{INDEX}"
 
 
 def _load(folder: Path | None, key: str) -> ShardIndex | None:
@@ -184,45 +188,10 @@ def _save(folder: Path | None, key: str, index: ShardIndex) -> None:
         left_count=np.int64(index.left_count),
     )
     content = out.getvalue()
-    with suppress(OSError):  # a cache that cannot be written is no error
-        path = _index_path(folder, key)
-        with _whole(path) as temporary:
-            temporary.write_bytes(hashlib.sha256(key.encode() + content).digest() + content)
-
-
-@contextmanager
-def _held(folder: Path | None) -> Iterator[None]:
-    """Hold the lock of a cache folder; nothing where there is none, or none that can be written."""
-    from filelock import FileLock, Timeout
-
-    if folder is None:
-        yield
-        return
-    guard = FileLock(folder / ".lock")
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            guard.acquire(timeout=1)
-        except Timeout:
-            print(f"waiting: another process is filling {folder}", file=sys.stderr)
-            guard.acquire()
-    try:
-        yield
-    finally:
-        guard.release()
+    # A cache that cannot be written is no error.
+    with suppress(OSError), whole(_index_path(folder, key)) as file:
+        file.write(hashlib.sha256(key.encode() + content).digest() + content)
 
 
 def _tell(count: int) -> None:
     """No bar: it would be gone before it is seen."""
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A name to write to, which becomes ``target`` where nothing was raised."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -24,22 +24,19 @@ class Shard:
 
     Attributes:
         address: a path, or what fsspec opens (``s3://bucket/train-000000.tar``).
+        name: the file's, the same wherever the shard lies.
         size: in bytes.
         changed: what is another one when the content is: the time of change, an ETag.
     """
 
     address: str
+    name: str
     size: int
     changed: str
 
     @property
     def is_local(self) -> bool:
         return _protocol(self.address) in _HERE
-
-    @property
-    def name(self) -> str:
-        """The file's name, the same wherever the shard lies."""
-        return self.address.rstrip("/").rpartition("/")[2]
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
@@ -179,7 +176,7 @@ def _shard(address: str, setting: str) -> Shard | None:
         raise DataError(f"{setting}={address} is a folder; name its shards: {address}/*.tar")
     if size is None:
         raise DataError(f"{address}: the server does not tell its size; copy it to this machine")
-    return Shard(address, int(size), changed)
+    return Shard(address, address.rpartition("/")[2], int(size), changed)
 
 
 def _beside(path: str) -> str:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
 
 from cvattn.data.checks import DataError, check_choice, check_int
 from cvattn.data.counter import Stream, permutation
@@ -34,6 +35,7 @@ from cvattn.data.images.resized_crop import RandomResizedCrop
 from cvattn.data.images.sources import ImageSource
 from cvattn.data.images.views import VIEWS
 from cvattn.data.info import DataInfo
+from cvattn.data.locality import Locality
 
 SAMPLE = 2000  # training images that mean and std are measured on, where not all are in memory
 
@@ -131,6 +133,10 @@ class SourceDataModule(ImageDataModule):
         """The pictures of "train", "val" and "test"."""
         raise NotImplementedError
 
+    def _locality(self, part: str, good: Tensor) -> Locality | None:
+        """In which files the pictures at ``good``, int64 (N,), of a part lie, if that matters."""
+        return None
+
     def describe(self) -> DataInfo:
         """What is known without reading pixels; ``mean`` and ``std`` are empty unless given."""
         return self._describe() if self.info is None else self.info
@@ -162,7 +168,12 @@ class SourceDataModule(ImageDataModule):
         sets, bad = {}, []
         for part, source in sources.items():
             held = self._held(source, part)
-            sets[part] = ImageSet(held.images, source.labels[held.good], held.fingerprint)
+            sets[part] = ImageSet(
+                held.images,
+                source.labels[held.good],
+                held.fingerprint,
+                self._locality(part, held.good),
+            )
             bad += sorted((source.name(at), why) for at, why in held.bad)
         self._report(bad)
         for part, each in sets.items():

@@ -149,6 +149,10 @@ class WebDatasetData(SourceDataModule):
             source=listing.source,
         )
 
+    def _where(self) -> str:
+        given = (f"data.{part}={each}" for part, each in self._given.items() if each is not None)
+        return f"shards {', '.join(given)}"
+
     def _sources(self) -> Mapping[str, ImageSource]:
         return self._list().sources
 
@@ -159,7 +163,8 @@ class WebDatasetData(SourceDataModule):
 
     def _list(self) -> _Listing:
         if self._listing is None:
-            shards = {part: self._shards(part) for part in self._given if self._is_given(part)}
+            given = [part for part in self._given if self._is_given(part)]
+            shards = {part: self._shards(part) for part in given}
             _check_apart(shards)
             if self.copy_shards:
                 shards = {part: copies_of(each) for part, each in shards.items()}

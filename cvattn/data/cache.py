@@ -27,6 +27,7 @@ IMAGES = ".images"  # data.hold=mapped
 INDEX = ".index"  # where the pictures of a shard are
 SHARD = ".shard"  # a copy of one on a server
 KINDS = (PIXELS, IMAGES, INDEX, SHARD)
+SHARDS = "shards"  # the folder in the cache folder with both of these
 
 
 def cached(

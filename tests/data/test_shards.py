@@ -26,6 +26,7 @@ from cvattn.data.images.shard_cache import copies_of, indices_of
 from cvattn.data.images.shard_index import Names
 from cvattn.data.images.shard_places import shards_of
 from cvattn.data.images.shards import ShardSource
+from cvattn.data.kept import kept_files, remove
 
 wds = pytest.importorskip("webdataset", reason="pip install -e '.[shards]'")
 KEYS = ("jpg", "jpeg", "png", "webp")
@@ -415,6 +416,17 @@ def test_identity_is_the_data_and_with_times_the_copy(tmp_path):
     assert source(str(path)).identity(times=False) != two.identity(times=False)
 
 
+def test_all_that_is_kept_of_shards_is_one_row_and_can_be_removed(bucket):
+    source([str(p) for p in bucket[1]])
+    copies_of(shards_of("memory://bucket/train-*.tar", "data.train"))
+    (row,) = kept_files()
+    assert row.source == "3 copies and 3 indices of shards"
+    assert row.size > sum(p.stat().st_size for p in bucket[1])
+    remove(row)
+    assert kept_files() == []
+    assert not list(shard_cache.cache_folder().rglob("*.shard"))
+
+
 # Servers
 
 
@@ -467,8 +479,8 @@ def test_a_copy_that_ends_too_soon_is_not_kept(bucket, monkeypatch):
     shards[1] = dataclasses.replace(shards[1], size=shards[1].size + 7)
     with pytest.raises(DataError, match=r"train-000001\.tar ended after \d+ of \d+ bytes"):
         copies_of(shards)
-    assert not list(shard_cache.cache_folder().glob("train-000001*"))
-    assert list(shard_cache.cache_folder().glob("train-000000*.shard"))
+    assert not list(shard_cache.cache_folder().rglob("train-000001*"))
+    assert list(shard_cache.cache_folder().rglob("train-000000*.shard"))
 
 
 def test_copies_need_room_and_a_folder(bucket, monkeypatch):
@@ -487,7 +499,7 @@ def test_local_shards_are_not_copied(tmp_path):
     write_shards(tmp_path)
     shards = shards_of(f"{tmp_path}/*.tar", "data.train")
     assert copies_of(shards) == shards
-    assert not list(shard_cache.cache_folder().glob("*.shard"))
+    assert not list(shard_cache.cache_folder().rglob("*.shard"))
 
 
 def test_pictures_are_decoded_by_our_decoder(tmp_path):

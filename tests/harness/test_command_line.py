@@ -26,6 +26,10 @@ WRONG = [
     (["sed=1"], r"did you mean seed\?"),
     (["modle=vit"], r"did you mean model"),
     (["model"], r"cannot read 'model'; expected key=value"),
+    (
+        ["data=webdataset", "data.train=/a/{00..12}.tar"],
+        r"need quotes of their own: 'data\.train=\"/a/\{00\.\.12\}\.tar\"'",
+    ),
     (["seed=1,2"], r"need --multirun"),
     (["trainer=ddp", "seed=1,2", "-m"], r"cannot run inside a multirun"),
     (["trainer.strategy=ddp", "model=vit,sagan", "--multirun"], r"cannot run inside a multirun"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cvattn.data.cache import INDEX, SHARD, alone, cache_folder, mark_used, sweep, whole
+from cvattn.data.cache import INDEX, SHARD, SHARDS, alone, cache_folder, mark_used, sweep, whole
 from cvattn.data.checks import DataError
 from cvattn.data.download import progress
 from cvattn.data.images.shard_index import Names, ShardIndex, index_shard
@@ -35,7 +35,7 @@ def indices_of(
     Raises:
         DataError: as :func:`index_shard`.
     """
-    folder = cache_folder()
+    folder = _folder()
     wanted = [_key(shard, image_keys, label_key) for shard in shards]
     known = [_load(folder, key) for key in wanted]
     if any(each is None for each in known):
@@ -64,14 +64,14 @@ def copies_of(shards: Sequence[Shard]) -> list[Shard]:
     remote = [shard for shard in shards if not shard.is_local]
     if not remote:
         return list(shards)
-    folder = cache_folder()
+    folder = _folder()
     if folder is None:
         raise DataError(
             "data.copy_shards=true copies shards into the cache folder, and CVATTN_CACHE says that "
             "there is none"
         )
     try:
-        with alone(folder / "shards"):
+        with alone(folder / "copies"):
             sweep(folder)
             if lacking := [shard for shard in remote if not _is_copied(folder, shard)]:
                 _copy(lacking, folder)
@@ -124,13 +124,18 @@ def _copy_path(folder: Path, shard: Shard) -> Path:
     return folder / f"{Path(shard.name).stem}-{name}{SHARD}"
 
 
+def _folder() -> Path | None:
+    base = cache_folder()
+    return None if base is None else base / SHARDS
+
+
 @contextmanager
 def _alone(folder: Path | None) -> Iterator[None]:
     """As :func:`alone`, where there is a folder that can be written to."""
     with ExitStack() as stack:
         if folder is not None:
             with suppress(OSError):
-                stack.enter_context(alone(folder / "shards"))
+                stack.enter_context(alone(folder / "indices"))
         yield
 
 
@@ -142,7 +147,7 @@ def _key(shard: Shard, image_keys: Sequence[str], label_key: str) -> str:
 def _index_path(folder: Path, key: str) -> Path:
     address = json.loads(key)[1]  # one file for each place: a changed shard replaces its index
     name = hashlib.sha256(address.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return folder / f"shard-{name}{INDEX}"
+    return folder / f"{name}{INDEX}"
 
 
 def _load(folder: Path | None, key: str) -> ShardIndex | None:

@@ -183,10 +183,8 @@ class WebDatasetData(SourceDataModule):
                 sources["val"] = Chosen(whole["train"], held)
                 file_of = file_of[kept]
             notes = _notes(names.classes, sources, indices, file_of, self.shards_at_once)
-            places = {
-                part: named([shard.address for shard in each]) for part, each in shards.items()
-            }
-            source = "; ".join((f"shards {places['train']}", *notes))
+            count = sum(map(len, shards.values()))
+            source = "; ".join((f"{count} shards, {printable(str(self._given['train']))}", *notes))
             self._listing = _Listing(names.classes, sources, file_of, source)
         return self._listing
 

@@ -188,8 +188,12 @@ def parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
+        key, _, value = text.partition("=")
+        # Braces are Hydra's own, and the shell takes one pair of quotes away.
+        quoted = f"; braces need quotes of their own: '{key}=\"{value}\"'" if "{" in value else ""
         raise ConfigError(
             f"cannot read {text!r}; expected key=value, such as model=vit or trainer.max_epochs=5"
+            + quoted
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Training batches of photographs from a folder: ours beside torchvision's and timm's loaders.
+"""Training batches of photographs: ours beside torchvision's, timm's and webdataset's loaders.
 
     python benchmarks/loading.py                    rows in results/loading_<machine>.csv
     python benchmarks/loading.py --count 2000       does everything work?
@@ -7,7 +7,9 @@
 shows two epochs of them in batches of 128: a random resized crop of 8 to 100 % of the area to
 224 x 224, half of them mirrored, normalised, float32; no other work, so what is measured is what a
 loader can give at most. All use two workers: threads in ours, processes in the others.
-``data.hold=mapped`` decodes into a cache of its own, anew in each round.
+``data.hold=mapped`` decodes into a cache of its own, anew in each round. The same files, in shards
+of 1,000, are read by ``data=webdataset`` (from any place at any time) and by webdataset's own
+loader (from the front, through a buffer of 1,000); ours first finds out where each file is.
 
 Each figure is of a process of its own that has imported everything; rounds take the loaders in
 turn. Memory is what the kernel says of a process and its workers together, looked at every 0.2 s:
@@ -16,15 +18,20 @@ PSS shares what is shared, USS leaves it out. "Above imports" is what came after
 
 import argparse
 import importlib
+import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import machine
@@ -40,6 +47,8 @@ SHARE = (0.08, 1.0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OURS = ("ours, mapped", "ours, stream")
 RIVALS = ("torchvision ImageFolder", "timm create_loader")
+SHARDS = ("ours, shards, stream", "webdataset WebLoader")
+PER_SHARD = 1000
 COLUMNS = (
     *("loader", "figure", "median", "low", "high", "target", "met", "rounds", "images"),
     *("torch", "commit", "cpu", "bf16_instructions", "date"),
@@ -80,13 +89,34 @@ def draw_folder(root: Path, count: int) -> None:
         list(pool.map(draw, jobs, chunksize=16))
 
 
-def our_batches(root: Path, hold: str, rank: int, ranks: int) -> Iterator[Iterable]:
+def write_shards(root: Path) -> None:
+    """The same files in ``root/shards``, 1,000 of a part in each, the classes in turn."""
+    for part in ("train", "val", "test"):
+        paths = sorted((root / part).rglob("*.jpg"), key=lambda path: path.name)
+        for at in range(0, len(paths), PER_SHARD):
+            shard = root / "shards" / f"{part}-{at // PER_SHARD:06}.tar"
+            shard.parent.mkdir(exist_ok=True)
+            with tarfile.open(shard, "w") as archive:
+                for path in paths[at : at + PER_SHARD]:
+                    archive.add(path, path.name)
+                    label = path.parent.name.removeprefix("class").encode()
+                    member = tarfile.TarInfo(f"{path.stem}.cls")
+                    member.size = len(label)
+                    archive.addfile(member, io.BytesIO(label))
+
+
+def our_batches(loader: str, root: Path, rank: int, ranks: int) -> Iterator[Iterable]:
     """The batches of each epoch."""
-    from cvattn.data import BatchLoader, FolderData
+    from cvattn.data import BatchLoader, FolderData, WebDatasetData
     from cvattn.data.images.augment import CropFlip
 
-    data = FolderData(
-        root=root,
+    if loader == SHARDS[0]:
+        parts = {part: f"{root}/shards/{part}-*.tar" for part in ("train", "val", "test")}
+        make = partial(WebDatasetData, **parts)
+    else:
+        make = partial(FolderData, root=root)
+    hold = loader.split()[-1]
+    data = make(
         image_size=SIZE,
         hold=hold,
         workers=WORKERS,
@@ -104,6 +134,7 @@ def our_batches(root: Path, hold: str, rank: int, ranks: int) -> Iterator[Iterab
             std=STD,
             train=True,
             crop=data._crop(),
+            locality=train.locality,
             augment=CropFlip(crop_pad=0, flip="random"),
             epoch=lambda epoch=epoch: epoch,
             rank=rank,
@@ -111,19 +142,25 @@ def our_batches(root: Path, hold: str, rank: int, ranks: int) -> Iterator[Iterab
         )
 
 
+def torchvision_steps() -> Callable:
+    from torchvision import transforms
+
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIZE, scale=SHARE),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+
 def torchvision_batches(root: Path, rank: int, ranks: int) -> Iterator[Iterable]:
     """As PyTorch's ImageNet example has it."""
     from torch.utils.data import DataLoader, DistributedSampler
-    from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    steps = [
-        transforms.RandomResizedCrop(SIZE, scale=SHARE),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(MEAN, STD),
-    ]
-    dataset = ImageFolder(str(root / "train"), transforms.Compose(steps))
+    dataset = ImageFolder(str(root / "train"), torchvision_steps())
     sampler = DistributedSampler(dataset, ranks, rank) if ranks > 1 else None
     options = {"shuffle": sampler is None, "sampler": sampler, "drop_last": True}
     loader = DataLoader(dataset, BATCH, num_workers=WORKERS, persistent_workers=True, **options)
@@ -156,17 +193,41 @@ def timm_batches(root: Path, rank: int, ranks: int) -> Iterator[Iterable]:
         yield loader
 
 
+def webdataset_batches(root: Path, rank: int, ranks: int) -> Iterator[Iterable]:
+    """As webdataset's documentation has it; processes and workers take shards of their own."""
+    import webdataset
+
+    urls = sorted(map(str, (root / "shards").glob("train-*.tar")))[rank::ranks]
+    dataset = (
+        webdataset.WebDataset(urls, shardshuffle=100, empty_check=False)
+        .shuffle(1000)
+        .decode("pil")
+        .to_tuple("jpg", "cls")
+        .map_tuple(torchvision_steps(), int)
+    )
+    options = {"num_workers": WORKERS, "persistent_workers": True, "drop_last": True}
+    loader = webdataset.WebLoader(dataset, batch_size=BATCH, **options)
+    for _ in range(2):
+        yield loader
+
+
 def show_epochs(loader: str, root: Path, rank: int, ranks: int) -> dict[str, float]:
     """Two epochs in this process: seconds to the first batch, and images a second."""
-    for package in ("cvattn.data.images.folder",) if loader in OURS else ("torchvision", "timm"):
+    packages = {
+        **dict.fromkeys(OURS, ("cvattn.data.images.folder",)),
+        **dict.fromkeys(RIVALS, ("torchvision", "timm")),
+        SHARDS[0]: ("cvattn.data.images.webdataset",),
+        SHARDS[1]: ("torchvision", "webdataset"),
+    }
+    for package in packages[loader]:
         importlib.import_module(package)
     before, began = memory([os.getpid()]), time.perf_counter()
-    if loader in OURS:
-        epochs = our_batches(root, loader.split()[-1], rank, ranks)
-    elif loader == RIVALS[0]:
-        epochs = torchvision_batches(root, rank, ranks)
+    if loader in (*OURS, SHARDS[0]):
+        epochs = our_batches(loader, root, rank, ranks)
     else:
-        epochs = timm_batches(root, rank, ranks)
+        rivals = (torchvision_batches, timm_batches, webdataset_batches)
+        make = dict(zip((*RIVALS, SHARDS[1]), rivals, strict=True))[loader]
+        epochs = make(root, rank, ranks)
     found = {f"{kind} of imports": size for kind, size in before.items()}
     for number, batches in enumerate(epochs, start=1):
         images, start = 0, time.perf_counter()
@@ -250,7 +311,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, help="the file of rows")
     parser.add_argument("--folder", type=Path, help="with photographs, to be kept")
-    parser.add_argument("--loader", choices=[*OURS, *RIVALS], help=argparse.SUPPRESS)
+    parser.add_argument("--loader", choices=[*OURS, *RIVALS, *SHARDS], help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.loader:
@@ -262,6 +323,8 @@ def main() -> int:
         if not (root / "train").is_dir():
             Console().print(f"drawing {args.count:,} photographs")
             draw_folder(root, args.count)
+        if not (root / "shards").is_dir():
+            write_shards(root)
         rows = compared(root, Path(scratch), args.rounds, args.count)
     facts = machine.facts()
     name = f"loading_{machine.slug(facts['cpu'])}.csv"
@@ -271,7 +334,7 @@ def main() -> int:
 
 def compared(root: Path, scratch: Path, rounds: int, count: int) -> list[dict[str, object]]:
     """The rows of all rounds."""
-    loaders = (*OURS, *RIVALS)
+    loaders = (*OURS, *RIVALS, *SHARDS)
     first: dict[str, list[Mapping[str, float]]] = {loader: [] for loader in loaders}
     again: dict[str, list[Mapping[str, float]]] = {loader: [] for loader in loaders}
     both: dict[str, list[Mapping[str, float]]] = {loader: [] for loader in loaders}
@@ -284,8 +347,7 @@ def compared(root: Path, scratch: Path, rounds: int, count: int) -> list[dict[st
             again[loader] += measured(loader, root, cache)
         for loader in turn:
             both[loader] += measured(loader, root, cache, ranks=2)
-        for path in cache.glob("*"):
-            path.unlink()
+        shutil.rmtree(cache, ignore_errors=True)
     rows: list[dict[str, object]] = []
     console = Console(highlight=False)
 
@@ -306,7 +368,7 @@ def compared(root: Path, scratch: Path, rounds: int, count: int) -> list[dict[st
         return min(values), statistics.median(values), max(values)
 
     for loader in loaders:
-        most = LARGEST_GIB if loader in OURS else None
+        most = LARGEST_GIB if loader in (*OURS, SHARDS[0]) else None
         say(loader, "images/s, first epoch", spread(first[loader], "epoch 1"))
         say(loader, "images/s, second epoch", spread(first[loader], "epoch 2"))
         say(loader, "seconds to the first batch", spread(first[loader], "start"))
@@ -317,15 +379,14 @@ def compared(root: Path, scratch: Path, rounds: int, count: int) -> list[dict[st
         say(loader, "GiB (USS) of each of 2 processes", spread(both[loader], "USS"))
         say(loader, "GiB above imports, 1", spread(first[loader], "USS above imports"), most)
         say(loader, "GiB above imports, each of 2", spread(both[loader], "USS above imports"), most)
-    for loader in OURS:
-        for rival in RIVALS:
-            for epoch in ("epoch 1", "epoch 2"):
-                times = [
-                    [1 / each[epoch] for run in (first, again) for each in run[name]]
-                    for name in (loader, rival)
-                ]
-                middle, low, high = paired_ratio(*times)
-                say(loader, f"time, {epoch}, ours : {rival}", (low, middle, high), 1.0)
+    for loader, rival in (*product(OURS, RIVALS), SHARDS):
+        for epoch in ("epoch 1", "epoch 2"):
+            times = [
+                [1 / each[epoch] for run in (first, again) for each in run[name]]
+                for name in (loader, rival)
+            ]
+            middle, low, high = paired_ratio(*times)
+            say(loader, f"time, {epoch}, ours : {rival}", (low, middle, high), 1.0)
     return rows
 
 

@@ -75,6 +75,9 @@ class Server:
             def do_GET(self):
                 outer.answer(self)
 
+            def do_HEAD(self):
+                outer.answer(self)
+
             def log_message(self, *args):
                 pass
 
@@ -95,24 +98,25 @@ class Server:
         if data is None:
             request.send_error(404)
             return
-        tag, start = f'"{md5(data)}"', 0
+        tag, start, end = f'"{md5(data)}"', 0, len(data)
         asked = request.headers.get("Range")
         fresh = request.headers.get("If-Range") in (None, tag)
         if asked and self.ranges and fresh:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            start, last = asked.removeprefix("bytes=").split("-")
+            start, end = int(start), min(end, int(last) + 1) if last else end
             if start >= len(data):
                 request.send_response(416)
                 request.send_header("Content-Range", f"bytes */{len(data)}")
                 request.end_headers()
                 return
             request.send_response(206)
-            request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            request.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         else:
             request.send_response(200)
         request.send_header("ETag", tag)
-        request.send_header("Content-Length", str(len(data) - start))
+        request.send_header("Content-Length", str(end - start))
         request.end_headers()
-        body = data[start:]
+        body = b"" if request.command == "HEAD" else data[start:end]
         if self.cut is not None:
             body, self.cut = body[: self.cut], None
         try:

@@ -495,6 +495,59 @@ def test_copies_need_room_and_a_folder(bucket, monkeypatch):
         copies_of(shards)
 
 
+@pytest.fixture
+def web(server, tmp_path):
+    """Three shards on a server of this machine, and their paths on disk."""
+    pytest.importorskip("aiohttp", reason="pip install -e '.[shards]'")
+    import fsspec
+
+    paths = write_shards(tmp_path / "disk")
+    for path in paths:
+        server.files[f"/{path.name}"] = path.read_bytes()
+    yield server, paths
+    fsspec.filesystem("http").clear_instance_cache()
+
+
+def test_shards_behind_http_are_those_on_disk(web):
+    server, paths = web
+    there = source(f"{server.url}/train-{{000000..000002}}.tar")
+    here = source([str(p) for p in paths])
+    assert contents(there) == contents(here)
+    server.log.clear()
+    there.file(3)
+    ((path, asked),) = server.log
+    assert path == "/train-000000.tar"
+    assert asked.startswith("bytes=")  # the picture alone is fetched
+
+
+def test_a_shard_behind_http_that_changed_is_indexed_anew(web):
+    server, paths = web
+    address = f"{server.url}/train-000000.tar"
+    source(address)
+    other = write_tar(paths[0], samples(70, 77))  # of the same size
+    assert other.stat().st_size == len(server.files["/train-000000.tar"])
+    server.files["/train-000000.tar"] = other.read_bytes()
+    assert source(address).key(0) == "000070"
+
+
+def test_a_server_without_ranges_needs_copies(web):
+    server, paths = web
+    server.ranges = False
+    shards = shards_of(f"{server.url}/train-000000.tar", "data.train")
+    with pytest.raises(DataError, match=r"sends no parts of files; data\.copy_shards=true"):
+        shards[0].read(512, 100)
+    (copied,) = copies_of(shards)
+    assert Path(copied.address).read_bytes() == paths[0].read_bytes()
+
+
+def test_servers_that_do_not_answer_and_files_that_are_not_there(web):
+    server, _ = web
+    with pytest.raises(DataError, match=r"1 of 2 shards are missing: .*/train-000009\.tar"):
+        shards_of([f"{server.url}/train-00000{at}.tar" for at in (0, 9)], "data.train")
+    with pytest.raises(DataError, match=r"127\.0\.0\.1:9/a\.tar cannot be read: .*onnect"):
+        shards_of("http://127.0.0.1:9/a.tar", "data.train")
+
+
 def test_local_shards_are_not_copied(tmp_path):
     write_shards(tmp_path)
     shards = shards_of(f"{tmp_path}/*.tar", "data.train")

@@ -63,6 +63,11 @@ class Shard:
             else:
                 system, path = _file_system(self.address)
                 data = system.cat_file(path, start=offset, end=offset + size)
+        if len(data) > size:
+            raise DataError(
+                f"{self.address}: the server sends no parts of files; data.copy_shards=true copies "
+                "its shards to this machine first"
+            )
         if len(data) != size:
             raise DataError(f"{self.address} has changed while it was in use: it ends too soon")
         return data
@@ -169,8 +174,14 @@ def _shard(address: str, setting: str) -> Shard | None:
                 system, path = _file_system(address)
                 info = system.info(path)
                 folder, size = info["type"] == "directory", info["size"]
-                changed = str(system.ukey(path))
-        except FileNotFoundError:
+                # fsspec's own mark of a file behind https:// is its address alone.
+                marks = (info.get("ETag"), info.get("Last-Modified"), system.ukey(path))
+                changed = " ".join(str(mark) for mark in marks if mark)
+        except FileNotFoundError as error:
+            # What fsspec's https says of a server that does not answer, too.
+            cause = error.__cause__
+            if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                raise DataError(f"{printable(address)} cannot be read: {cause}") from error
             return None
     if folder:
         raise DataError(f"{setting}={address} is a folder; name its shards: {address}/*.tar")

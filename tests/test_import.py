@@ -34,7 +34,9 @@ PUBLIC = {
     "to_torch",
     "cvattn.cli": "main",
     "cvattn.data": "BatchLoader CIFAR100Data CIFAR10Data Choice DataError DataInfo DataModule "
-    "DigitLinesData DigitScenesData DigitsData Facts FashionMNISTData FolderData HubData ImageDataModule LineFolderData LoaderData MaskDataModule MaskInfo MasksFolderData SourceDataModule StringsData VIEWS VOID WebDatasetData choose views_of",
+    "DigitLinesData DigitScenesData DigitsData Facts FashionMNISTData FolderData HubData "
+    "ImageDataModule LineFolderData LoaderData MaskDataModule MaskInfo MasksFolderData "
+    "SourceDataModule StringsData VIEWS VOID WebDatasetData choose views_of",
     "cvattn.explorer": "Page explore explore_making",
     "cvattn.inference": "Classifier Generator InferenceError LineReader NotFiniteError Segmenter "
     "Way as_classifier as_generator as_image_network as_line_reader as_segmenter find_images "

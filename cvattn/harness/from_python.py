@@ -120,6 +120,9 @@ def fit(
             return done.summary
         pl.seed_everything(seed, workers=True, verbose=False)
         run = _run(cfg, data, task, saved, args or {})
+        if not task.network.training:  # as cvattn.load leaves it; parts of it may be so on purpose
+            task.network.train()
+            run.notes.append("the network was in eval mode, and is trained in training mode")
         run.finished, run.more_callbacks, run.again = finished, tuple(callbacks), again
         return carry_out(run, stopping)
 

@@ -63,10 +63,13 @@ def test_commands_exist(page, monkeypatch, tmp_path):
     own = tmp_path / "my_conf" / "experiment"  # as the pages name them
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text("# @package _global_\nseed: 3\n")
+    (tmp_path / "my_net.py").write_text(MY_NET)
     for words in commands(page):
         program, *rest = dropwhile(lambda word: re.match("[A-Z_]+=", word), words)
         if rest[:1] == ["train.py"]:
             check_training(rest[1:])
+        elif rest[:3] == ["-m", "cvattn", "train"]:
+            check_training(rest[3:])
         elif rest[:2] == ["-m", "cvattn"]:
             assert rest[2] in COMMANDS, words
             importlib.import_module(f"cvattn.cli.{rest[2]}")._parser().read(rest[3:])
@@ -76,6 +79,11 @@ def test_commands_exist(page, monkeypatch, tmp_path):
             assert Path(program).name in KNOWN, words
 
 
+MY_NET = """from torch import nn
+
+
+def net(num_classes: int, after: str = "layer3") -> nn.Module: ...
+"""
 KNOWN = {"python", "python3", "pip", "pre-commit", "source"}
 
 

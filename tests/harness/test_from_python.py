@@ -131,6 +131,15 @@ def test_a_stopped_run_goes_on_bit_for_bit_with_anyones_loaders(start, tmp_path,
     assert other["test"] != whole["test"]
 
 
+def test_a_network_in_eval_mode_is_trained_in_training_mode(tmp_path, capsys):
+    network = Net(3).eval()
+    frozen = Net(3)
+    frozen.drop.eval()
+    for each, said in ((network, True), (frozen, False)):
+        cvattn.fit(each, loaders(), folder=tmp_path / str(said), epochs=1, trainer=CPU)
+        assert ("was in eval mode" in capsys.readouterr().out) == said
+
+
 def test_finished_longer_and_refused(start, tmp_path, capsys):
     first = start("run", 1)
     assert start("run", 1, resume=True) == first

@@ -88,7 +88,9 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
         console.print("Next:")
         looks = bool(attention_modules(run.network))
         own = run.entry["model"]
-        given = f" --network {own}" if ":" in own else ""
+        # What made an object is not known.
+        maker = own if run.again is None else "MODULE:NAME"
+        given = f" --network {maker}" if ":" in own else ""
         commands = [
             f"python -m cvattn {command.format(path)}{given}"
             for command in _next(run)

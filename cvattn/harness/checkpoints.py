@@ -59,7 +59,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Saves at the end of each epoch, within epochs by time, and on SIGTERM; one file.
+    """Saves at an epoch's end, within epochs by time, and where a signal ends the run; one file.
 
     Within an epoch it saves between two steps of the optimiser.
 
@@ -97,8 +97,8 @@ class LastCheckpoint(ModelCheckpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        # The end of an epoch comes with a checkpoint of its own.
-        ends = trainer.is_last_batch or trainer.should_stop
+        # The end of an epoch comes with a checkpoint of its own, if it comes.
+        ends = trainer.should_stop or (trainer.is_last_batch and not trainer.received_sigterm)
         if ends or trainer.fit_loop._should_accumulate() or not self._is_due(trainer, batch_idx):
             return
         if not self._should_skip_saving_checkpoint(trainer):
@@ -109,10 +109,12 @@ class LastCheckpoint(ModelCheckpoint):
         self._saved_at = time.monotonic()
 
     def _is_due(self, trainer: pl.Trainer, batch_idx: int) -> bool:
+        if trainer.received_sigterm:  # in all processes (cvattn.harness.stopping)
+            return True
         late = (
             self.every_minutes is not None
             and time.monotonic() - self._saved_at >= 60 * self.every_minutes
         )
         if trainer.world_size == 1:
-            return late or trainer.received_sigterm
+            return late
         return batch_idx % _ASK_EVERY == 0 and bool(trainer.strategy.broadcast(late))

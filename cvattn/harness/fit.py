@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 
 from cvattn.cost import count_parameters
+from cvattn.harness.agreement import SameEverywhere
 from cvattn.harness.assemble import Run, assemble
 from cvattn.harness.averaging import AveragedWeights, averaged
 from cvattn.harness.begin import BeginRun
@@ -30,6 +30,7 @@ from cvattn.harness.reporting.run_pictures import draw_run
 from cvattn.harness.reporting.summary import score_of, write_summary
 from cvattn.harness.run_state import RunState
 from cvattn.harness.stopping import Stopping, stoppable
+from cvattn.harness.strategy import environment_for, strategy_for
 from cvattn.system.files import remove_leftovers
 from cvattn.tasks import Criterion
 
@@ -48,7 +49,7 @@ def fit(cfg: DictConfig) -> float:
         ConfigError: before any data is loaded, or because the data cannot be read.
         TrainingStopped: the loss became NaN or infinite.
         CannotWrite: a file could not be written; what was there before is whole.
-        SystemExit: 130 after Ctrl-C, 143 after SIGTERM.
+        SystemExit: 128 and its number after a signal: 130 after Ctrl-C, 143 after SIGTERM.
     """
     quiet()
     folder = Path(cfg.run_dir) if cfg.ckpt_path is None else run_folder(cfg.ckpt_path)
@@ -83,6 +84,7 @@ def carry_out(run: Run, stopping: Stopping) -> dict[str, Any]:
             ProgressLines(console, throughput, run.info.unit),
         ],
     )
+    stopping.watch(trainer)
     facts = panels.facts(run, trainer)  # the code may change on disk while it runs
     if trainer.is_global_zero:
         remove_leftovers(run.folder)
@@ -137,18 +139,16 @@ def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
     others = [*configured, *run.more_callbacks]
     # The averaged weights stay in place until every other callback has seen the validation.
     more = sorted(others, key=lambda callback: isinstance(callback, AveragedWeights))
-    callbacks = [BeginRun(run, configured), *callbacks]
+    callbacks = [SameEverywhere(run), BeginRun(run, configured), *callbacks]
     loggers = [build(n, f"logger.{key}") for key, n in (run.cfg.get("logger") or {}).items()]
-    plugins = [*(run.cfg.trainer.get("plugins") or []), WholeCheckpoints()]
-    if SLURMEnvironment.detect():
-        # Its own requeueing saves within a step, and silently goes on from that file.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+    own = [WholeCheckpoints(), *environment_for(run.cfg)]
     return build(
         run.cfg.trainer,
         "trainer",
+        strategy=strategy_for(run.cfg),
         callbacks=[*callbacks, *more],
         logger=loggers,
-        plugins=plugins,
+        plugins=[*(run.cfg.trainer.get("plugins") or []), *own],
         default_root_dir=str(run.folder),
         enable_progress_bar=False,  # ours is among the callbacks
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in more),

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, in whatever a run is doing: an exit code, and how to go on."""
+"""Ctrl-C, SIGTERM and a queue's notice, whatever a run is doing: an exit code, how to go on."""
 
 import os
 import signal
@@ -10,20 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from torch import distributed
 
 from cvattn.harness.config.errors import STOPPED
 from cvattn.harness.config.paths import continue_command
 
 # A key that is pressed twice in this time (in seconds) was meant once.
 _ONE_PRESS = 2.0
+# What a queue sends some time before it ends a job: SLURM with --signal=USR1@120, submitit USR2.
+_NOTICES = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+# On a GPU, whose values are waited for, processes ask each other after so many batches.
+_ASK_EVERY = 10
 
 
 class Stopping(pl.Callback):
     """Turns the signals into ``SystemExit``, which everything lets through.
 
     The first one stops the run where it is: what is on the disk is whole, and the rest is done
-    again. Only SIGTERM within the training loop waits for the end of the batch, where Lightning
-    stops and ``LastCheckpoint`` saves. Another one ends the process at once.
+    again. But SIGTERM within the training loop waits for the end of the batch, and a notice
+    (SIGUSR1, SIGUSR2) anywhere in the training for the end of a batch or an epoch: there
+    ``LastCheckpoint`` saves, and the run leaves. Another signal ends the process at once.
+
+    Of several processes any may get the signal; they leave together, after the same batch.
+    Lightning's own handler asks the others from within the signal, in whatever they are doing.
 
     Attributes:
         number: of the signal that came; None if none did.
@@ -33,26 +43,55 @@ class Stopping(pl.Callback):
         self.folder = folder
         self.again = again
         self.number: int | None = None
-        self._training = False
+        self._trainer: pl.Trainer | None = None
+        self._fitting = self._training = False
         self._came = 0.0
         self._told = False
 
+    def watch(self, trainer: pl.Trainer) -> None:
+        """From now on, processes that the trainer starts are told of the signals, too."""
+        self._trainer = trainer
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._training = True
+        self._fitting = self._training = True
+        if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN and _is_main_thread():
+            signal.signal(signal.SIGTERM, self.receive)  # in the place of Lightning's
+        # It has every process wait for the first one at each batch, for the same.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        # Between two steps of the optimiser nothing is saved.
+        if not trainer.fit_loop._should_accumulate():
+            self._leave_together(trainer, batch_idx)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._leave_together(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = False
+        # The batch before it has been saved, if it was not the last one of all.
+        saved = trainer.received_sigterm and not trainer.should_stop
+        if saved or (self.number == signal.SIGTERM and not trainer.received_sigterm):
+            self.check()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._training = not trainer.sanity_checking
-        self.check()
+        self._training = self._fitting and not trainer.sanity_checking
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._training = False
+        self._fitting = self._training = False
         self.check()
 
     def receive(self, number: int, frame: Any) -> None:
         """The signal handler."""
+        if self._trainer is not None and self._trainer.strategy.launcher is not None:
+            self._trainer.strategy.launcher.kill(number)
         if self.number is None:
             self.number, self._came = number, time.monotonic()
         elif time.monotonic() - self._came < _ONE_PRESS:
@@ -60,8 +99,21 @@ class Stopping(pl.Callback):
         else:
             self.tell()
             os._exit(128 + self.number)
-        if number == signal.SIGINT or not self._training:
+        waits = self._fitting if number in _NOTICES else self._training
+        if number == signal.SIGINT or not waits:
             self.check()
+
+    def _leave_together(self, trainer: pl.Trainer, batch_idx: int = 0) -> None:
+        """Have Lightning end the training here, in every process, if any of them was told to."""
+        if trainer.world_size > 1:
+            device = trainer.strategy.root_device
+            if device.type != "cpu" and batch_idx % _ASK_EVERY:
+                return
+            number = torch.tensor(self.number or 0, device=device)
+            distributed.all_reduce(number, distributed.ReduceOp.MAX)
+            self.number = int(number) or None
+        if self.number is not None:
+            trainer._signal_connector.received_sigterm = True
 
     def check(self) -> None:
         """Leave if a signal came."""
@@ -79,7 +131,10 @@ class Stopping(pl.Callback):
 
 @contextmanager
 def stoppable(folder: Path, again: str | None = None) -> Iterator[Stopping]:
-    """Within it Ctrl-C and SIGTERM end the program with 130 and 143 and the way to go on.
+    """Within it signals end the program with 128 and their number, and the way to go on.
+
+    Whoever waited for a notice before (submitit, which puts the job back into the queue) gets it
+    when all is saved.
 
     Args:
         folder: of the run.
@@ -89,13 +144,13 @@ def stoppable(folder: Path, again: str | None = None) -> Iterator[Stopping]:
         SystemExit: 128 + the signal's number.
     """
     stopping = Stopping(folder, again)
-    handled = []
-    if threading.current_thread() is threading.main_thread():
+    handled: dict[int, Any] = {}
+    if _is_main_thread():
         # What a shell starts in the background ignores Ctrl-C.
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        handled = [(n, signal.getsignal(n)) for n in numbers]
-        handled = [(n, before) for n, before in handled if before != signal.SIG_IGN]
-    for number, _ in handled:
+        numbers = (signal.SIGINT, signal.SIGTERM, *_NOTICES)
+        found = {number: signal.getsignal(number) for number in numbers}
+        handled = {n: before for n, before in found.items() if before != signal.SIG_IGN}
+    for number in handled:
         signal.signal(number, stopping.receive)
     try:
         yield stopping
@@ -107,10 +162,17 @@ def stoppable(folder: Path, again: str | None = None) -> Iterator[Stopping]:
         stopping.tell()
         if stopping.number is None:
             raise
+        before = handled.get(stopping.number)
+        if stopping.number in _NOTICES and callable(before):
+            before(stopping.number, None)
         raise SystemExit(128 + stopping.number) from None
     finally:
-        for number, before in handled:
+        for number, before in handled.items():
             signal.signal(number, before)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def how_to_continue(folder: Path, again: str | None = None) -> str:

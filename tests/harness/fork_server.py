@@ -4,6 +4,10 @@ Started by ``killing.py``. It has imported the training stack and used none of i
 its standard input (JSON) it forks a child that becomes the run, says its process id, and in the end
 its exit code.
 
+A job of several processes has ``together``, the environment of each; their numbers and codes are
+said in lines of their own. With ``CVATTN_NOTES`` in it, a process writes down what it trains on
+(``recorded.py``).
+
 A job may have a moment at which the child sends itself signals, at the n-th time that it comes to
 it: ``{"at": NAME, "count": n, "signals": [9]}``.
 """
@@ -105,6 +109,10 @@ def become(job: dict) -> None:
     tempfile.tempdir = None
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == 2 else signal.SIG_DFL)
+    if "CVATTN_NOTES" in os.environ:
+        import recorded
+
+        recorded.record(Path(os.environ["CVATTN_NOTES"]))
     if job["moment"]:
         moment = job["moment"]
         prepare(moment["at"], Moment(moment["count"], moment["signals"]))
@@ -114,13 +122,17 @@ def become(job: dict) -> None:
 
 def main() -> None:
     for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            become(json.loads(line))
-            sys.exit(0)
-        print(pid, flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        job = json.loads(line)
+        pids = []
+        for environment in job.get("together", [{}]):
+            pids.append(os.fork())
+            if not pids[-1]:
+                become(job | {"environment": job["environment"] | environment})
+                sys.exit(0)
+            print(pids[-1], flush=True)
+        for pid in pids:
+            _, status = os.waitpid(pid, 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,27 @@ class Runs:
         self.server.wait(timeout=30)
         self.server.stdout.close()
 
+    def start_together(
+        self, arguments: Sequence[str], cwd: Path, environments: Sequence[dict[str, str]]
+    ) -> list[int]:
+        """As :meth:`start`, a process for each environment; their process ids."""
+        assert self.server.stdin is not None
+        job = {
+            "arguments": list(arguments),
+            "cwd": str(cwd),
+            "log": str(cwd / "log.txt"),
+            "environment": {},
+            "moment": None,
+            "together": list(environments),
+        }
+        print(json.dumps(job), file=self.server.stdin, flush=True)
+        self.started = len(environments)
+        return [self._number() for _ in environments]
+
+    def wait_together(self) -> list[int]:
+        """The exit code of each that was started last."""
+        return [self._number() for _ in range(self.started)]
+
     def start(self, arguments: Sequence[str], cwd: Path, at: str = "", **options: Any) -> int:
         """Start ``train.py`` in ``cwd``; its output is appended to ``log.txt`` there.
 

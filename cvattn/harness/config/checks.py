@@ -53,7 +53,7 @@ _OF_OTHER_KIND = {
 }
 TOP_LEVEL = {
     *("data", "task", "model", "recipe", "trainer", "callbacks", "logger"),
-    *("seed", "compile", "ckpt_path", "resume", "run_dir", "notes"),
+    *("seed", "compile", "ckpt_path", "resume", "run_dir", "notes", "distributed_timeout"),
 }
 
 
@@ -74,9 +74,13 @@ def check_config(cfg: DictConfig) -> None:
         ("compile", bool),
         ("ckpt_path", str | None),
         ("resume", typing.Literal["auto"] | None),
+        ("distributed_timeout", float | None),
     ):
         if not fits(plain.get(name), annotation):
             raise ConfigError(f"{name}={plain[name]!r}: expected {_show(annotation)}")
+    minutes = plain.get("distributed_timeout")
+    if minutes is not None and minutes <= 0:
+        raise ConfigError(f"distributed_timeout={minutes}: expected minutes above 0, or null")
     if isinstance(plain.get("notes"), dict):
         raise ConfigError("notes: expected a remark in words, or a list of them")
     for path, node in _targets(plain):

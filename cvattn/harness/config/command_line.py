@@ -5,6 +5,7 @@ is composed first, and every key, group and choice that does not exist is named 
 """
 
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,11 +14,12 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from cvattn.harness.config.composition import Composer, assignments, parse
-from cvattn.harness.config.decisions import Decision, by_torchrun, decide, register_resolvers
+from cvattn.harness.config.decisions import Decision, decide, register_resolvers
 from cvattn.harness.config.errors import ConfigError
+from cvattn.harness.config.launchers import launch
 from cvattn.harness.config.paths import assigned, holds_a_run, short
 from cvattn.harness.config.saved_run import SavedRun, last_of, open_run, run_folder
-from cvattn.harness.config.trainer_checks import check_processes
+from cvattn.harness.config.trainer_checks import check_processes, strategy_of
 
 # Hydra's own flags, which it answers without running anything.
 _INFORM = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
@@ -78,10 +80,14 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
     texts = [composer.for_hydra(override) for override in overrides]
     for cfg in configurations:
         check_processes(cfg.trainer)
-    if multirun and by_torchrun():
-        raise ConfigError("under torchrun every process would start the whole multirun")
-    if path is None:
-        _check_agreed(configurations[0], named)
+    launched = launch()
+    if multirun and launched is not None:
+        raise ConfigError(
+            "with several processes started (by torchrun or srun) each would start the whole "
+            "multirun; start one process: launcher=slurm gives every job of a sweep its own"
+        )
+    if launched is not None:
+        _check_same_start(path, saved)
     _check_run_folder(overrides, multirun, new=path is None and not auto)
     if multirun and any(text.startswith("ddp") for text in _strategies(configurations, overrides)):
         # Lightning starts each further process with the same command line: it would sweep again.
@@ -93,7 +99,7 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
         texts.append(assigned("hydra.run.dir", saved.folder))  # it writes where it began
     elif "run_dir" in named and "hydra.run.dir" not in named and not multirun:
         texts.append(assigned("hydra.run.dir", str(named["run_dir"].value())))
-    if by_torchrun() and path is None:
+    if launched is not None and path is None:
         # Its name has a time and a number in it, of the first process alone.
         folder = decide("run folder", lambda: Decision(composer.run_folder(texts), ""))
         texts = [text for text in texts if not text.startswith("hydra.run.dir=")]
@@ -157,7 +163,7 @@ def _strategies(
     configurations: Sequence[DictConfig], overrides: Sequence[Override]
 ) -> Iterator[str]:
     for cfg in configurations:
-        yield str(cfg.trainer.get("strategy"))
+        yield strategy_of(cfg.trainer)
     for override in overrides:
         if override.key_or_group == "trainer.strategy":
             yield from (text.partition("=")[2] for text in assignments(override))
@@ -176,22 +182,19 @@ def _check_same_folder(named: Mapping[str, Override], path: str) -> None:
             )
 
 
-def _check_agreed(cfg: DictConfig, named: Mapping[str, Override]) -> None:
-    """Nodes that are started one by one cannot ask each other."""
-    if int(cfg.trainer.get("num_nodes") or 1) < 2 or by_torchrun():
+def _check_same_start(path: str | None, saved: SavedRun | None) -> None:
+    """All processes go on from the same checkpoint, or all of them begin."""
+    mine = "the beginning" if saved is None else f"a checkpoint {saved.words}"
+    first = decide("start", lambda: Decision(mine, path or ""))
+    if first.choice == mine:
         return
-    open_ = {
-        "seed=": cfg.seed is None,
-        "data=": "_target_" not in cfg.data,
-        "trainer.precision=": cfg.trainer.precision == "auto",
-        "hydra.run.dir=": "hydra.run.dir" not in named,
-    }
-    if any(open_.values()):
-        missing = ", ".join(key for key, is_open in open_.items() if is_open)
-        raise ConfigError(
-            f"trainer.num_nodes={cfg.trainer.num_nodes}: each node would choose for itself what is "
-            f"left open; give {missing} or start with torchrun"
-        )
+    where = socket.gethostname()
+    raise ConfigError(
+        f"the first process starts from {first.choice} ({first.reason or 'no checkpoint'}), and "
+        f"this one on {where} from {mine} ({path or 'no checkpoint'}): the run folder has to be "
+        "the same on all nodes, or at least checkpoints/last.ckpt in it; use a shared folder, or "
+        "copy it from the first node, where the run writes"
+    )
 
 
 def _found_checkpoint(named: Mapping[str, Override], *, multirun: bool) -> str | None:

@@ -1,23 +1,22 @@
 """Choices that the machine makes for the user, made once and the same in every process of a run.
 
-``data=auto``, ``precision=auto``, ``seed=null`` and the name of the run's folder are decided in the
-first process. Further processes of a distributed run inherit the decision instead of measuring
-again: through the environment where the first one starts them, and through torchrun's own store
-where torchrun does.
+``data=auto``, ``precision=auto``, ``seed=null``, the name of the run's folder and where it goes on
+from are decided in the first process. Further processes of a distributed run inherit the decision
+instead of measuring again: through the environment where the first one starts them, and
+through a store where something else does (:mod:`cvattn.harness.config.launchers`).
 """
 
-import functools
 import json
 import os
 from collections.abc import Callable
-from datetime import timedelta
 from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistNetworkError, DistStoreError
 
 from cvattn.harness.config.errors import ConfigError
+from cvattn.harness.config.launchers import PATIENCE, launch, store
 
 _VARIABLE = "CVATTN_DECISIONS"
 
@@ -37,41 +36,28 @@ def decide(name: str, make: Callable[[], Decision]) -> Decision:
     """
     made = json.loads(os.environ.get(_VARIABLE, "{}"))
     if name not in made:
-        made[name] = list(make() if _store() is None else _agree(name, make))
+        made[name] = list(_agree(name, make))
         os.environ[_VARIABLE] = json.dumps(made)
     return Decision(*made[name])
 
 
-def by_torchrun() -> bool:
-    """Whether torchrun started this process as one of several."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def _agree(name: str, make: Callable[[], Decision]) -> Decision:
     """The first process decides and leaves word; the others wait for it."""
-    store = _store()
-    assert store is not None
-    if os.environ["RANK"] == "0":
+    launched, word = launch(), store()
+    if launched is None or word is None:
+        return make()
+    if launched.rank == 0:
         decision = make()
-        store.set(name, json.dumps(list(decision)))
+        word.set(name, json.dumps(list(decision)))
         return decision
-    return Decision(*json.loads(store.get(name)))
-
-
-@functools.cache
-def _store() -> Store | None:
-    """Where torchrun's processes leave word for each other; None without torchrun."""
-    if not by_torchrun():
-        return None
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    try:
+        return Decision(*json.loads(word.get(name)))
+    except (DistNetworkError, DistStoreError) as error:
+        minutes = PATIENCE.total_seconds() / 60
         raise ConfigError(
-            "this torchrun shares no store, so its processes cannot agree on the data, the seed, "
-            "the precision and the folder; start it without TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-        )
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(*place, is_master=False, timeout=timedelta(minutes=10))
-    # torchrun may start all processes anew; what was decided before is not for them.
-    return PrefixStore(f"cvattn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            f"the first process of this run has not said what it chose ({name}) within "
+            f"{minutes:.0f} minutes, or is gone: its own messages say why"
+        ) from error
 
 
 def decide_data(root: str) -> Decision:

@@ -56,6 +56,12 @@ class SavedRun:
         """Of the run, as :func:`run_folder`."""
         return run_folder(self.path)
 
+    @property
+    def words(self) -> str:
+        """Where its training is."""
+        where = "for use" if self.position is None else self.position.words
+        return f"{where} ({self.global_step} steps)"
+
     def keys(self) -> list[str]:
         """The keys of its configuration, of nodes and of values."""
         return keys_of(self.meta["source_config"])

@@ -10,6 +10,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from cvattn.data.loader import check_world_size
 from cvattn.harness.config.errors import ConfigError
+from cvattn.harness.config.launchers import launch
+from cvattn.system import did_you_mean
+
+# Strategies of several processes, each with the whole network.
+_TOGETHER = ("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
+STRATEGIES = ("auto", *_TOGETHER)
+# Of others, by a part of their names, why a run does not have them.
+_REFUSED = {
+    **dict.fromkeys(
+        ("spawn", "fork", "notebook"),
+        "its processes are copies of this one, which a run does not survive",
+    ),
+    **dict.fromkeys(
+        ("fsdp", "deepspeed", "model_parallel"),
+        "each process has a part of the network only, and what a run does beside its steps "
+        "(averaging, checkpoints for cvattn.load, pictures) needs it whole",
+    ),
+}
 
 # Lightning's names for each precision.
 _PRECISIONS = {
@@ -30,6 +48,7 @@ def check_trainer(cfg: DictConfig) -> None:
     _check_end(cfg.trainer)
     _check_precision(cfg.trainer)
     _check_strategy(cfg.trainer)
+    _check_batch_norm(cfg.trainer)
     check_processes(cfg.trainer)
     for key, value in _numbers(OmegaConf.to_container(cfg, resolve=True)):
         if math.isnan(value):
@@ -99,27 +118,53 @@ def _check_precision(trainer: DictConfig) -> None:
         raise ConfigError(f"trainer.precision={given}: this device (mps) has no float64")
 
 
+def strategy_of(trainer: DictConfig) -> str:
+    """The strategy's name; ``auto`` with several processes is ``ddp``, as Lightning has it."""
+    strategy = str(trainer.get("strategy") or "auto")
+    return "ddp" if strategy == "auto" and processes(trainer) > 1 else strategy
+
+
 def _check_strategy(trainer: DictConfig) -> None:
-    strategy = trainer.get("strategy", "auto")
-    if isinstance(strategy, str) and any(n in strategy for n in ("spawn", "fork", "notebook")):
+    trainer.strategy = strategy = strategy_of(trainer)
+    if strategy in STRATEGIES:
+        return
+    for part, reason in _REFUSED.items():
+        if part in strategy:
+            raise ConfigError(f"trainer.strategy={strategy}: {reason}; use trainer.strategy=ddp")
+    raise ConfigError(
+        f"trainer.strategy={strategy}: expected one of {', '.join(STRATEGIES)}"
+        f"{did_you_mean(strategy, STRATEGIES)}"
+    )
+
+
+def _check_batch_norm(trainer: DictConfig) -> None:
+    if trainer.get("sync_batchnorm") and on(trainer) == "cpu":
         raise ConfigError(
-            f"trainer.strategy={strategy}: its processes are copies of this one, which a run does "
-            "not survive; use trainer.strategy=ddp, which starts each anew"
+            "trainer.sync_batchnorm=true: torch's synchronised batch norm is for GPUs, and this "
+            "run is on a CPU; leave it out: each process then has the moments of its own part of "
+            "a batch"
         )
 
 
 def check_processes(trainer: DictConfig) -> None:
-    """Raise ConfigError if more processes were started than the trainer will bring together."""
-    world = os.environ.get("WORLD_SIZE", "")
-    if not world.isdecimal() or int(world) < 2:
+    """Raise ConfigError if other processes were started than the trainer will bring together."""
+    launched = launch()
+    nodes = int(trainer.get("num_nodes") or 1)
+    # Of those that Lightning starts itself only the first one on a node is asked.
+    if nodes > 1 and launched is None and "LOCAL_RANK" not in os.environ:
+        raise ConfigError(
+            f"trainer.num_nodes={nodes}: start the processes with torchrun or srun, or give the "
+            f"same command on each node with MASTER_ADDR= (of the first), MASTER_PORT= (free "
+            f"there) and NODE_RANK= (0 to {nodes - 1}) before it"
+        )
+    if launched is None or launched.count is None:
         return
-    count = int(world)
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    count, here = launched.count, launched.here
     asked = f"trainer=ddp trainer.devices={here}" + f" trainer.num_nodes={count // here}" * (
         count != here
     )
-    told = f"{count} processes were started (WORLD_SIZE={count})"
-    if not str(trainer.get("strategy")).startswith("ddp"):
+    told = f"{launched.by} started {count} processes"
+    if strategy_of(trainer) not in _TOGETHER:
         raise ConfigError(
             f"{told}, and each would train a network of its own into one folder: add {asked} "
             "(where a run is continued, trainer.strategy=ddp for trainer=ddp), or start one process"

@@ -30,7 +30,7 @@ from cvattn.harness.reporting.run_pictures import draw_run
 from cvattn.harness.reporting.summary import score_of, write_summary
 from cvattn.harness.run_state import RunState
 from cvattn.harness.stopping import Stopping, stoppable
-from cvattn.harness.strategy import environment_for, strategy_for
+from cvattn.harness.strategy import environment_for, others_answer, strategy_for
 from cvattn.system.files import remove_leftovers
 from cvattn.tasks import Criterion
 
@@ -47,7 +47,7 @@ def fit(cfg: DictConfig) -> float:
 
     Raises:
         ConfigError: before any data is loaded, or because the data cannot be read.
-        TrainingStopped: the loss became NaN or infinite.
+        TrainingStopped: the loss became NaN or infinite, or another process of the run is gone.
         CannotWrite: a file could not be written; what was there before is whole.
         SystemExit: 128 and its number after a signal: 130 after Ctrl-C, 143 after SIGTERM.
     """
@@ -68,7 +68,15 @@ def carry_out(run: Run, stopping: Stopping) -> dict[str, Any]:
 
     Returns:
         What ``summary.json`` has; in further processes its ``"criterion"`` alone.
+
+    Raises:
+        TrainingStopped: the loss became NaN or infinite, or another process of the run is gone.
     """
+    with others_answer(run.cfg):
+        return _carry_out(run, stopping)
+
+
+def _carry_out(run: Run, stopping: Stopping) -> dict[str, Any]:
     console = plain_console()
     throughput = Throughput(run.info.size)
     trainer = _trainer(

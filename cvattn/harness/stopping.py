@@ -14,6 +14,7 @@ import torch
 from torch import distributed
 
 from cvattn.harness.config.errors import STOPPED
+from cvattn.harness.config.launchers import is_first
 from cvattn.harness.config.paths import continue_command
 
 # A key that is pressed twice in this time (in seconds) was meant once.
@@ -122,7 +123,7 @@ class Stopping(pl.Callback):
 
     def tell(self) -> None:
         """Say once, from the first process, how to go on."""
-        if self._told or os.environ.get("LOCAL_RANK", "0") != "0":
+        if self._told or not is_first():
             return
         self._told = True
         with suppress(RuntimeError):  # the signal came while something was printed

@@ -1,5 +1,7 @@
 """How the processes of a run come together: Lightning's strategy, and who has started them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +10,9 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig
 from pytorch_lightning.strategies import DDPStrategy, Strategy
+from torch.distributed import DistError
 
+from cvattn.harness.config.errors import TrainingStopped
 from cvattn.harness.config.launchers import launch
 
 _UNUSED = "_find_unused_parameters_"
@@ -39,3 +43,25 @@ def environment_for(cfg: DictConfig) -> list[ClusterEnvironment]:
     if SLURMEnvironment.detect() and (launched is None or launched.by == "hand"):
         return [LightningEnvironment()]  # one task on each node: Lightning starts what is wanted
     return []
+
+
+@contextmanager
+def others_answer(cfg: DictConfig) -> Iterator[None]:
+    """Within it, what torch says of processes that are gone or silent is a message.
+
+    Raises:
+        TrainingStopped: another process is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo's errors have no class of their own; they begin with the file in which they arose.
+        if not (isinstance(error, DistError) or "/gloo/" in str(error)):
+            raise
+        minutes = cfg.get("distributed_timeout")
+        waited = "" if minutes is None else f" (distributed_timeout={minutes:g} minutes)"
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingStopped(
+            "another process of this run has ended, or did not answer in time"
+            f"{waited}; if it has ended, it said why. torch says: {reason}"
+        ) from error

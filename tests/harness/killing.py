@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ class Runs:
     """Starts runs one after another through a server that has imported everything once."""
 
     def __init__(self) -> None:
+        self.together: list[int] = []
         self.server = subprocess.Popen(
             [sys.executable, str(HERE / "fork_server.py")],
             stdin=subprocess.PIPE,
@@ -48,12 +51,20 @@ class Runs:
             "together": list(environments),
         }
         print(json.dumps(job), file=self.server.stdin, flush=True)
-        self.started = len(environments)
-        return [self._number() for _ in environments]
+        self.together = [self._number() for _ in environments]
+        return self.together
 
     def wait_together(self) -> list[int]:
         """The exit code of each that was started last."""
-        return [self._number() for _ in range(self.started)]
+        ended, self.together = self.together, []
+        return [self._number() for _ in ended]
+
+    def kill_together(self) -> None:
+        """Those that nobody has waited for, because a test has failed."""
+        for pid in self.together:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.wait_together()
 
     def start(self, arguments: Sequence[str], cwd: Path, at: str = "", **options: Any) -> int:
         """Start ``train.py`` in ``cwd``; its output is appended to ``log.txt`` there.

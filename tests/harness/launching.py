@@ -33,9 +33,7 @@ def srun_environments(nodes: int, tasks: int, *, job: int = 4711) -> list[dict[s
         "SLURM_NTASKS_PER_NODE": str(tasks),
         "SLURM_NNODES": str(nodes),
         "SLURM_NODELIST": "127.0.0.1",
-        "MASTER_PORT": str(
-            free_port()
-        ),  # for several tests at once; it is made of the job's number
+        "MASTER_PORT": str(free_port()),  # else of the job's number, the same in all tests
     }
     return [
         {

@@ -1,26 +1,28 @@
-"""However its processes are started, a run is the same run, and the one of a single process."""
+"""However its processes are started and stopped, a run is the same run, and that of one process."""
 
 import json
+import os
+import re
+import shutil
+import signal
 import sys
-from pathlib import Path
+import time
 
 import pytest
-import torch
-from killing import log, small_run
+from equal_runs import check_same_end, check_same_first_steps, check_same_samples, equal_run
+from killing import log
 from launching import DOOR, finish, hand_environments, srun_environments, start, torchrun
 from recorded import notes
 
-# Draws of dropout, of paths and of mixing differ from process to process; the rest does not.
-EQUAL = ["model.dropout=0.0", "model.drop_path=0.0", "recipe.mixup=0.0", "recipe.batch_size=8"]
+from cvattn.harness.config.saved_run import open_training
+
 PROCESSES = ["trainer=ddp", "trainer.accelerator=cpu"]
-# The logits of a batch are made float32 before the loss; weights and gradients are float64.
-EPS = torch.finfo(torch.float32).eps
+SLOW = {"CVATTN_SLOW": "0.1"}
 
 
 @pytest.fixture(scope="module")
 def arguments(place):
-    run = [text for text in small_run(place / "images") if "precision" not in text]
-    return [*run, *EQUAL, "trainer.precision=64-true"]
+    return equal_run(place / "images")
 
 
 @pytest.fixture(scope="module")
@@ -31,39 +33,18 @@ def one(runs, place, arguments):
     return place / "notes_one", place / "one"
 
 
-def check_equal(one, several: tuple[Path, Path], processes: int) -> None:
-    """The same samples in the same order, the same losses, the same weights.
-
-    By the rule: a loss of float32 sums may be off by a few eps; what three steps have changed in
-    the weights by 1e-4 of itself, which is no sample, no factor and no order of samples apart.
-    """
-    found, expected = notes(several[0]), notes(one[0])[0]
-    assert sorted(found) == list(range(processes))
-    assert {len(steps) for steps in found.values()} == {len(expected)}
-    for number, alone in enumerate(expected):
-        parts = [found[rank][number] for rank in range(processes)]
-        assert [p for part in parts for p in part["positions"]] == alone["positions"], number
-        assert {len(part["positions"]) for part in parts} == {8 // processes}
-        if number < 3:
-            mean = sum(part["loss"] for part in parts) / processes
-            assert abs(mean - alone["loss"]) <= 8 * EPS * abs(alone["loss"]), number
-    begin = [weights(place / "weights0.pt") for place in (one[0], several[0])]
-    then = [weights(place / "weights3.pt") for place in (one[0], several[0])]
-    assert torch.equal(*begin)
-    assert (then[1] - then[0]).norm() <= 1e-5 * (then[0] - begin[0]).norm()
-    last = [place / "checkpoints" / "last.ckpt" for place in (one[1], several[1])]
-    ends = [torch.load(path, weights_only=True)["state_dict"] for path in last]
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+def check_equal(one, written, folder):
+    check_same_samples(one[0], written)
+    check_same_first_steps(one[0], written)
+    check_same_end(one[1], folder)
 
 
-def weights(path: Path) -> torch.Tensor:
-    """All of them, one after another."""
-    return torch.cat([value.flatten().double() for value in torch.load(path).values()])
-
-
-def summary(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
+def wait_for_steps(written, count, seconds=120):
+    """Until the first process has begun so many steps."""
+    until = time.monotonic() + seconds
+    while len(notes(written).get(0, [])) < count:
+        assert time.monotonic() < until, "no steps"
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -80,9 +61,8 @@ def test_srun(runs, place, arguments, one, nodes, tasks):
     runs.start_together([*arguments, *PROCESSES, *more], place, environments)
     assert set(runs.wait_together()) == {0}, log(place)
     (folder,) = (place / "outputs").iterdir()  # its name has a time and a process in it
-    assert summary(folder)["processes"] == nodes * tasks
-    check_equal(one, (written, folder), nodes * tasks)
-    folder.rename(place / f"srun{nodes}")
+    assert json.loads((folder / "summary.json").read_text())["processes"] == nodes * tasks
+    check_equal(one, written, folder.rename(place / f"srun{nodes}"))
 
 
 @pytest.mark.slow
@@ -93,17 +73,100 @@ def test_the_same_command_on_each_node(runs, place, arguments, one):
     runs.start_together([*arguments, *PROCESSES, *more], place, environments)
     assert set(runs.wait_together()) == {0}, log(place)
     (folder,) = (place / "outputs").iterdir()
-    check_equal(one, (written, folder), 2)
-    folder.rename(place / "hand")
+    check_equal(one, written, folder.rename(place / "hand"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "lightning"])
-def test_commands(place, arguments, one, launcher):
+@pytest.mark.parametrize(
+    ("launcher", "number"), [("torchrun", signal.SIGTERM), ("lightning", signal.SIGUSR1)]
+)
+def test_the_launcher_is_told_to_stop(place, arguments, one, launcher, number):
+    """Its processes leave after the same batch, and the same command goes on there."""
     written, folder = place / f"notes_{launcher}", place / launcher
     door = torchrun(2) if launcher == "torchrun" else [sys.executable, str(DOOR)]
-    more = ["trainer.devices=2", f"hydra.run.dir={folder}"]
-    code, output = finish(start([*door, *arguments, *PROCESSES, *more], place, written))
+    more = ["trainer.devices=2", f"hydra.run.dir={folder}", "resume=auto"]
+    command = [*door, *arguments, *PROCESSES, *more]
+    process = start(command, place, written, **SLOW)
+    wait_for_steps(written, 3)
+    process.send_signal(number)
+    code, output = finish(process)
+    assert code == (1 if launcher == "torchrun" else 128 + number), output
+    assert output.count("continue with\n") == 1
+    behind = len(notes(written)[0])
+    position = open_training(str(folder / "checkpoints" / "last.ckpt")).position
+    assert (position.epoch, position.batch) == divmod(behind, 8)
+    code, output = finish(start(command, place, written))
     assert code == 0, output
     assert output.count("Next:") == 1
-    check_equal(one, (written, folder), 2)
+    assert len(notes(written)[0]) == 16  # none twice
+    check_equal(one, written, folder)
+
+
+@pytest.mark.slow
+def test_a_queue_stops_it_and_it_goes_on_with_other_processes(runs, place, arguments, one):
+    """2 tasks, of which one gets the notice; then 4, which are ended; then one process."""
+    written = place / "notes_requeued"
+    common = {"CVATTN_NOTES": str(written)}
+    again = [*arguments, "hydra.run.dir=requeued", "resume=auto", "trainer.accelerator=cpu"]
+    for tasks, number in ((2, signal.SIGUSR1), (4, signal.SIGTERM)):
+        environments = [{**e, **common, **SLOW} for e in srun_environments(1, tasks)]
+        before = len(notes(written).get(0, []))
+        several = ["trainer.strategy=ddp", f"trainer.devices={tasks}"]
+        pids = runs.start_together([*again, *several], place, environments)
+        wait_for_steps(written, before + 3)
+        for pid in pids[1:]:
+            os.kill(pid, number)
+        assert set(runs.wait_together()) == {128 + number}, log(place)
+        position = open_training(str(place / "requeued" / "checkpoints" / "last.ckpt")).position
+        assert (position.epoch, position.batch) == divmod(len(notes(written)[0]), 8)
+    three = [{**e, **common} for e in srun_environments(1, 3)]
+    runs.start_together([*again, "trainer.strategy=ddp", "trainer.devices=3"], place, three)
+    assert set(runs.wait_together()) == {2}
+    assert "batch_size=8 is the batch of all 3 processes together and is not divisible" in log(
+        place
+    )
+    alone = ["trainer.strategy=auto", "trainer.devices=1"]
+    assert runs.run([*again, *alone], place, **common) == 0, log(place)
+    assert len(notes(written)[0]) == 16  # none twice
+    check_equal(one, written, place / "requeued")
+
+
+@pytest.mark.slow
+def test_a_process_is_killed(runs, place, arguments):
+    """The other one says so, and ends."""
+    written = place / "notes_killed"
+    common = {"CVATTN_NOTES": str(written), **SLOW}
+    pids = runs.start_together(
+        [*arguments, *PROCESSES, "trainer.devices=2", "hydra.run.dir=killed"],
+        place,
+        [{**e, **common} for e in srun_environments(1, 2)],
+    )
+    wait_for_steps(written, 3)
+    (place / "log.txt").write_text("")
+    os.kill(pids[1], signal.SIGKILL)
+    killed = time.monotonic()
+    assert runs.wait_together() == [1, -signal.SIGKILL]
+    assert time.monotonic() - killed < 10
+    assert "stopped: another process of this run has ended" in log(place)
+    assert "ckpt_path=killed/checkpoints/last.ckpt" in log(place)
+    assert "Traceback" not in log(place)
+
+
+@pytest.mark.slow
+def test_processes_with_other_data_and_settings(runs, place, arguments):
+    """Each has a folder of its own, as on nodes without a shared one; one image is another."""
+    for number in "01":
+        shutil.copytree(place / "images", place / f"images{number}")
+    (place / "images1" / "test" / "dark" / "0.png").unlink()
+    (place / "log.txt").write_text("")
+    own = "${oc.env:SLURM_PROCID}"
+    different = [f"data.root={place}/images{own}", f"notes={own}", "hydra.run.dir=different"]
+    together = [*arguments, *PROCESSES, "trainer.devices=2", *different]
+    runs.start_together(together, place, srun_environments(1, 2))
+    assert set(runs.wait_together()) == {2}
+    said = log(place)
+    assert "error: the processes of this run are not alike: " in said
+    assert re.search(r"data.test_size is 24 in process 0 on .* and 23 in process 1 on ", said)
+    assert re.search(r"notes is 0 in process 0 on .* and 1 in process 1 on ", said)
+    assert "data.root" not in said
+    assert not list((place / "different").glob("*"))

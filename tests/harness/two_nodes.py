@@ -1,8 +1,10 @@
 """Two nodes on one machine: network namespaces, joined by a pair of virtual interfaces."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 
 NAMES = ("cvattn0", "cvattn1")
 ADDRESSES = ("10.77.26.1", "10.77.26.2")
@@ -49,30 +51,13 @@ class TwoNodes:
 
     def cut(self) -> None:
         """The network is gone, and nobody is told."""
-        self.inside(
-            self.names[0],
-            "tc",
-            "qdisc",
-            "add",
-            "dev",
-            self.links[0],
-            "root",
-            "netem",
-            "loss",
-            "100%",
-        )
-        self.inside(
-            self.names[1],
-            "tc",
-            "qdisc",
-            "add",
-            "dev",
-            self.links[1],
-            "root",
-            "netem",
-            "loss",
-            "100%",
-        )
+        self.inside(self.names[1], "ip", "link", "set", self.links[1], "down")
+
+    def kill(self, node: int) -> None:
+        """All that runs on the node ends at once."""
+        for pid in _do("ip", "netns", "pids", self.names[node]).split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
     def sent(self, node: int) -> int:
         """Bytes that the node has sent to the other one."""
@@ -82,13 +67,10 @@ class TwoNodes:
 
     def close(self) -> None:
         """What runs in them ends first."""
-        for name in self.names:
-            found = subprocess.run(
-                ["ip", "netns", "pids", name], capture_output=True, text=True, check=False
-            )
-            for pid in found.stdout.split():
-                subprocess.run(["kill", "-9", pid], check=False)
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+        for node, name in enumerate(self.names):
+            with suppress(subprocess.CalledProcessError):
+                self.kill(node)
+                _do("ip", "netns", "del", name)
 
 
 def _do(*command: str) -> str:

@@ -33,7 +33,8 @@ def new_overrides(
     """
     said = {_key(text): text for text in before}
     said = {key: f"{key}={choice}" for key, choice in choices.items()} | said
-    fresh = (text for text in given if _key(text) not in ("ckpt_path", "resume"))
+    last = {_key(text): text for text in given}.values()  # of a key that is given twice
+    fresh = (text for text in last if _key(text) not in ("ckpt_path", "resume"))
     return [text for text in fresh if said.get(_key(text)) != text]
 
 

@@ -75,6 +75,12 @@ def is_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and _number("WORLD_SIZE", 1) > 1
 
 
+def is_first() -> bool:
+    """Whether this is the first process of its run, as far as the environment says it."""
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
 def srun_tasks() -> int:
     """How many tasks SLURM has in this job; 1 outside SLURM, and in a shell that it gave."""
     name = SLURMEnvironment.job_name()

@@ -51,5 +51,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need.*")
     # Every process computes the same values of the same examples.
     warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist.*")
+    # Of Lightning's own calls; as those of treespec below.
+    warnings.filterwarnings("ignore", message=".*functional.all_gather is deprecated.*")
     # Between Lightning and recent torch, and fixed by neither yet.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

@@ -219,6 +219,7 @@ def test_every_key_acts_or_is_refused(composed, choice, tmp_path):
         now = OmegaConf.to_container(changed, resolve=True)
         assert OmegaConf.select(changed, key) == new
         built = ("data", "task", "model", "trainer", "callbacks", "logger", "seed", "compile")
+        built += ("distributed_timeout",)
         (acted if any(now[k] != resolved[k] for k in built) else inert).append(key)
     assert {k for k in acted if k.startswith("model.")} == set()
     assert inert == [], "accepted, recorded, and nothing comes of it"

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import CONF, ROOT, TINY
-
-from cvattn.harness import ConfigError, check_command_line
+from runs import ROOT
 
 # Everything that a process could decide for itself is left open.
 OPEN = [
@@ -90,33 +88,3 @@ def test_two_processes_that_would_be_two_runs_are_told_the_command(tmp_path):
     assert "add trainer=ddp trainer.devices=2 (where" in output
     assert "Traceback (most recent call last):\n  File" not in output.partition("error:")[0]
     assert not (tmp_path / "outputs").exists()
-
-
-@pytest.mark.parametrize(
-    ("environment", "arguments", "message"),
-    [
-        ({}, [], r"WORLD_SIZE=2.* add trainer=ddp trainer\.devices=2 \("),
-        ({}, ["trainer=ddp"], r"ask for others: give trainer=ddp trainer\.devices=2"),
-        ({}, ["trainer=ddp", "trainer.devices=3"], r"give trainer=ddp trainer\.devices=2"),
-        (
-            {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"},
-            [],
-            r"add trainer=ddp trainer\.devices=3 trainer\.num_nodes=2",
-        ),
-        ({"LOCAL_WORLD_SIZE": ""}, ["trainer.strategy=single_device"], r"WORLD_SIZE=2"),
-    ],
-)
-def test_processes_that_do_not_fit_the_trainer(monkeypatch, environment, arguments, message):
-    for key, value in ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} | environment).items():
-        monkeypatch.setenv(key, value) if value else monkeypatch.delenv(key, raising=False)
-    with pytest.raises(ConfigError, match=message):
-        check_command_line([*TINY, *arguments], CONF)
-
-
-def test_nodes_that_cannot_ask_each_other_leave_nothing_open():
-    nodes = ["trainer=ddp", "trainer.num_nodes=2", "trainer.devices=2"]
-    with pytest.raises(
-        ConfigError, match=r"give seed=, data=, trainer\.precision=, hydra\.run\.dir= or start"
-    ):
-        check_command_line(["seed=null", "data=auto", *nodes], CONF)
-    check_command_line([*TINY, *nodes, "hydra.run.dir=here"], CONF)

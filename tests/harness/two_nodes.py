@@ -53,6 +53,10 @@ class TwoNodes:
         """The network is gone, and nobody is told."""
         self.inside(self.names[1], "ip", "link", "set", self.links[1], "down")
 
+    def mend(self) -> None:
+        """It is there again."""
+        self.inside(self.names[1], "ip", "link", "set", self.links[1], "up")
+
     def kill(self, node: int) -> None:
         """All that runs on the node ends at once."""
         for pid in _do("ip", "netns", "pids", self.names[node]).split():

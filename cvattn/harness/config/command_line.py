@@ -68,7 +68,8 @@ def check_command_line(arguments: Sequence[str], conf: str | os.PathLike[str]) -
     auto = "resume" in named and named["resume"].value() == "auto"
     if auto:
         path = _found_checkpoint(named, multirun=multirun)
-        overrides += [] if path is None else [parse(assigned("ckpt_path", path))]
+        if path is not None and given is None:
+            overrides.append(parse(assigned("ckpt_path", path)))
     saved: SavedRun | None = None
     if path is not None:
         _check_same_folder(named, path)
@@ -199,11 +200,6 @@ def _check_same_start(path: str | None, saved: SavedRun | None) -> None:
 
 def _found_checkpoint(named: Mapping[str, Override], *, multirun: bool) -> str | None:
     """The checkpoint of a run with ``resume=auto`` that has begun."""
-    if "ckpt_path" in named:
-        raise ConfigError(
-            "resume=auto finds the checkpoint in the run's folder itself; leave ckpt_path= out, or "
-            "resume="
-        )
     keys = ("hydra.sweep.dir",) if multirun else ("hydra.run.dir", "run_dir")
     folders = [str(named[key].value()) for key in keys if key in named]
     launched = multirun and "launcher" in named  # it starts a job again in the job's own folder
@@ -213,7 +209,14 @@ def _found_checkpoint(named: Mapping[str, Override], *, multirun: bool) -> str |
             f"resume=auto needs the {what}'s folder, which is a new one for each start: add "
             f"{keys[0]}={example}, the same each time"
         )
-    return None if multirun else last_of(Path(folders[0]))
+    found = None if multirun else last_of(Path(folders[0]))
+    # Further processes are started with the command line of the first, on which it was found.
+    if "ckpt_path" in named and str(named["ckpt_path"].value()) != found:
+        raise ConfigError(
+            "resume=auto finds the checkpoint in the run's folder itself; leave ckpt_path= out, or "
+            "resume="
+        )
+    return found
 
 
 def _check_run_folder(overrides: Sequence[Override], multirun: bool, *, new: bool) -> None:

@@ -25,6 +25,7 @@ _OTHERS = {
     "mpirun": "OMPI_COMM_WORLD_SIZE",
     "mpiexec": "PMI_SIZE",
     "jsrun": "JSM_NAMESPACE_SIZE",
+    "something": "WORLD_SIZE",
 }
 # Names of jobs that Lightning takes for a shell that somebody works in.
 _SHELLS = ("bash", "interactive")
@@ -58,15 +59,16 @@ def launch() -> Launch | None:
         return Launch("torchrun", _number("RANK"), count, _number("LOCAL_WORLD_SIZE", count))
     if (tasks := srun_tasks()) > 1:
         return _by_srun(tasks)
+    if "LOCAL_RANK" in os.environ:  # by Lightning, in a process that has decided
+        return None
+    if all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")):
+        return Launch("hand", _number("NODE_RANK"), None, 1)
     for program, variable in _OTHERS.items():
         if _number(variable, 1) > 1:
             raise ConfigError(
                 f"{program} started {os.environ[variable]} processes ({variable}), each of which "
                 "would train a network of its own; start them with torchrun or srun"
             )
-    by_hand = all(name in os.environ for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"))
-    if by_hand and "LOCAL_RANK" not in os.environ:
-        return Launch("hand", _number("NODE_RANK"), None, 1)
     return None
 
 

@@ -169,7 +169,7 @@ def check_processes(trainer: DictConfig) -> None:
             f"{told}, and each would train a network of its own into one folder: add {asked} "
             "(where a run is continued, trainer.strategy=ddp for trainer=ddp), or start one process"
         )
-    if processes(trainer) != count:
+    if processes(trainer) != count or nodes != count // here:
         raise ConfigError(f"{told}, but trainer.devices and num_nodes ask for others: give {asked}")
 
 

@@ -3,15 +3,18 @@
 import csv
 import importlib.metadata
 import json
+import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 from runs import CONF, TINY, start, train
 
 from cvattn.harness import ConfigError, check_command_line
+from cvattn.harness.reporting.csv_log import read_metrics
 from cvattn.harness.reporting.sweep_table import show_table, sweep_rows
 
 RANGE = "recipe.optimizer.lr=tag(log, interval(0.04, 0.64))"
@@ -159,3 +162,39 @@ def test_the_ablation_is_a_multirun_of_its_three_forms(tmp_path):
     }
     assert gammas["0"]["attention.stage2"] != 0.0
     assert gammas["1"]["attention.stage2"] == 0.0
+
+
+@pytest.mark.slow
+def test_a_submitted_job_goes_back_into_the_queue_and_on(tmp_path):
+    """As SLURM asks for it with submitit, whose signal comes to the process that trains."""
+    needs("hydra-submitit-launcher")
+    more = ["callbacks.last.every_minutes=0", "trainer.max_epochs=40"]
+    process = start(*TINY, *more, "launcher=local", "seed=1", cwd=tmp_path)
+    try:
+        until = time.monotonic() + 120
+        while not list(tmp_path.glob("multirun/*/*/checkpoints/best.ckpt")):
+            assert time.monotonic() < until, "no checkpoint"
+            time.sleep(0.05)
+        (job,) = [pid for pid, words in processes_of(tmp_path) if "submitit.core._submit" in words]
+        os.kill(job, signal.SIGUSR2)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    (folder,) = (path.parent for path in tmp_path.glob("multirun/*/*/summary.json"))
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 40
+    assert len(read_metrics(folder / "metrics.csv")) == 40
+    (said,) = (path.read_text() for path in folder.parent.glob(".submitit/*/*_log.out"))
+    assert said.count("training ─") == 1
+    assert len(re.findall(r"continuing (in|after) epoch", said)) == 1
+
+
+def processes_of(folder):
+    """(process id, words of its command) of those whose command names the folder."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_text().split("\0")
+        except OSError:  # it has just ended
+            continue
+        if any(str(folder) in word for word in words):
+            yield int(path.parent.name), words

@@ -5,8 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from recorded import notes
 
 HERE = Path(__file__).parent
 DOOR = HERE / "recorded.py"
@@ -81,7 +84,19 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
+def wait_for_steps(
+    written: Path, count: int, processes: Sequence[subprocess.Popen[str]] = ()
+) -> None:
+    """Until the first process of a run has begun so many steps; those that run it are alive."""
+    until = time.monotonic() + 300  # a machine may be busy
+    while len(notes(written).get(0, [])) < count:
+        over = [finish(process) for process in processes if process.poll() is not None]
+        assert not over, over
+        assert time.monotonic() < until, "no steps"
+        time.sleep(0.02)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 300) -> tuple[int, str]:
     """Its exit code and what it printed; whatever it leaves behind is ended."""
     try:
         output, _ = process.communicate(timeout=timeout)

@@ -11,7 +11,15 @@ import time
 import pytest
 from equal_runs import check_same_end, check_same_first_steps, check_same_samples, equal_run
 from killing import log
-from launching import DOOR, finish, hand_environments, srun_environments, start, torchrun
+from launching import (
+    DOOR,
+    finish,
+    hand_environments,
+    srun_environments,
+    start,
+    torchrun,
+    wait_for_steps,
+)
 from recorded import notes
 
 from cvattn.harness.config.saved_run import open_training
@@ -37,14 +45,6 @@ def check_equal(one, written, folder):
     check_same_samples(one[0], written)
     check_same_first_steps(one[0], written)
     check_same_end(one[1], folder)
-
-
-def wait_for_steps(written, count, seconds=120):
-    """Until the first process has begun so many steps."""
-    until = time.monotonic() + seconds
-    while len(notes(written).get(0, [])) < count:
-        assert time.monotonic() < until, "no steps"
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_the_launcher_is_told_to_stop(place, arguments, one, launcher, number):
     more = ["trainer.devices=2", f"hydra.run.dir={folder}", "resume=auto"]
     command = [*door, *arguments, *PROCESSES, *more]
     process = start(command, place, written, **SLOW)
-    wait_for_steps(written, 3)
+    wait_for_steps(written, 3, [process])
     process.send_signal(number)
     code, output = finish(process)
     assert code == (1 if launcher == "torchrun" else 128 + number), output

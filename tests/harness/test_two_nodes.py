@@ -6,7 +6,7 @@ import time
 import pytest
 from equal_runs import check_same_end, check_same_first_steps, check_same_samples, equal_run
 from killing import log
-from launching import finish, start, torchrun
+from launching import finish, start, torchrun, wait_for_steps
 from recorded import notes
 from two_nodes import ADDRESSES, TwoNodes
 
@@ -46,15 +46,6 @@ def started(nodes, place, arguments, written, port, *, own_disk=False, **environ
         command = nodes.command(node, command, disk=str(place) if own_disk and node else "")
         processes.append(start(command, place, written, **nodes.variables(node), **environment))
     return processes
-
-
-def wait_for_steps(written, count, processes):
-    until = time.monotonic() + 120
-    while len(notes(written).get(0, [])) < count:
-        alive = all(process.poll() is None for process in processes)
-        assert alive, [finish(process) for process in processes]
-        assert time.monotonic() < until, "no steps"
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

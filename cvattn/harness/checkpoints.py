@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 
 from cvattn.checkpoint import read, write
+from cvattn.harness.stopping import Stopping
 from cvattn.system.files import make_folder
 
 # With several processes the first one's clock decides, which the others have to be told.
@@ -98,7 +99,7 @@ class LastCheckpoint(ModelCheckpoint):
         batch_idx: int,
     ) -> None:
         # The end of an epoch comes with a checkpoint of its own, if it comes.
-        ends = trainer.should_stop or (trainer.is_last_batch and not trainer.received_sigterm)
+        ends = trainer.should_stop or (trainer.is_last_batch and not _is_told_to_leave(trainer))
         if ends or trainer.fit_loop._should_accumulate() or not self._is_due(trainer, batch_idx):
             return
         if not self._should_skip_saving_checkpoint(trainer):
@@ -109,7 +110,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._saved_at = time.monotonic()
 
     def _is_due(self, trainer: pl.Trainer, batch_idx: int) -> bool:
-        if trainer.received_sigterm:  # in all processes (cvattn.harness.stopping)
+        if _is_told_to_leave(trainer):
             return True
         late = (
             self.every_minutes is not None
@@ -118,3 +119,9 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.world_size == 1:
             return late
         return batch_idx % _ASK_EVERY == 0 and bool(trainer.strategy.broadcast(late))
+
+
+def _is_told_to_leave(trainer: pl.Trainer) -> bool:
+    """By a signal of which all processes know; Lightning's own word reaches them at other times."""
+    together = any(isinstance(callback, Stopping) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return trainer.received_sigterm and (together or trainer.world_size == 1)

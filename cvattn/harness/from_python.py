@@ -221,6 +221,7 @@ def _configuration(
             "compile": compile,
             "ckpt_path": None,
             "run_dir": str(place),
+            "distributed_timeout": OmegaConf.load(CONF / "config.yaml")["distributed_timeout"],
             "notes": notes,
         }
     )

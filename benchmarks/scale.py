@@ -143,7 +143,7 @@ def draw_files() -> list[bytes]:
 
 def decode(files: list[bytes], side: int) -> None:
     for content in files:
-        cut(read_picture(io.BytesIO(content), 3), (side, side))  # type: ignore[arg-type]
+        cut(read_picture(io.BytesIO(content), 3), (side, side))
 
 
 def speed(run: Callable[[], object], images: int, seconds: float) -> dict:

@@ -221,7 +221,9 @@ def _configuration(
             "compile": compile,
             "ckpt_path": None,
             "run_dir": str(place),
-            "distributed_timeout": OmegaConf.load(CONF / "config.yaml")["distributed_timeout"],
+            "distributed_timeout": OmegaConf.select(
+                OmegaConf.load(CONF / "config.yaml"), "distributed_timeout"
+            ),
             "notes": notes,
         }
     )

@@ -5,6 +5,7 @@ large networks do; small ones reach less, so each figure is the most that could 
 """
 
 import csv
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def scale_table(results: Path) -> str:
             f"{first['commit']}, `python benchmarks/scale.py`):",
             "",
             *_measured(rows),
+            "",
+            f"MiB: what each process sends in a step, {BYTES} bytes x parameters x 2 (n - 1) / n of a "
+            "ring of n.",
             "",
             f"**Computed, not measured**: a GPU that sustains {SUSTAINED:.0%} of its bfloat16 peak "
             f"({', '.join(f'{name} {peak / 1e12:.0f} TFLOP/s' for name, peak in PEAKS.items())}), "
@@ -79,8 +83,8 @@ def _computed(rows: list[dict[str, str]]) -> Iterable[str]:
             bits = 8 * exchanged(int(row["parameters"]), 8) / seconds
             cells += [
                 f"{images:,.0f}",
-                f"{images / decoded[row['side']]:.0f}",
-                f"{images / augmented[row['side']]:.0f}",
+                f"{math.ceil(images / decoded[row['side']])}",
+                f"{math.ceil(images / augmented[row['side']])}",
                 f"{bits / 1e9:.1f}",
             ]
         yield f"| {_name(row)} | {' | '.join(cells)} |"

@@ -32,7 +32,7 @@ def scale_table(results: Path) -> str:
             "",
             *_measured(rows),
             "",
-            f"MiB: what each process sends in a step, {BYTES} bytes x parameters x 2 (n - 1) / n of a "
+            f"MiB that each process sends in a step: {BYTES} bytes x parameters x 2 (n - 1) / n in a "
             "ring of n.",
             "",
             f"**Computed, not measured**: a GPU that sustains {SUSTAINED:.0%} of its bfloat16 peak "

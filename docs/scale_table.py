@@ -32,8 +32,8 @@ def scale_table(results: Path) -> str:
             "",
             *_measured(rows),
             "",
-            f"MiB that each process sends in a step: {BYTES} bytes x parameters x 2 (n - 1) / n in a "
-            "ring of n.",
+            f"MiB that each process sends in a step: {BYTES} bytes x parameters x 2 (n - 1) / n "
+            "in a ring of n.",
             "",
             f"**Computed, not measured**: a GPU that sustains {SUSTAINED:.0%} of its bfloat16 peak "
             f"({', '.join(f'{name} {peak / 1e12:.0f} TFLOP/s' for name, peak in PEAKS.items())}), "

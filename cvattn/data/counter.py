@@ -8,7 +8,7 @@ int64 arithmetic that torch has on every device.
 """
 
 import math
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
+@unique
 class Stream(IntEnum):
     """One independent sequence for each use, so that crop and flip are not correlated."""
 
@@ -25,12 +26,15 @@ class Stream(IntEnum):
     SPLIT = 1
     EXAMPLES = 2
     FILES = 3
+    CLASSES = 4
     CROP_Y = 10
     CROP_X = 11
     FLIP = 12
     CUTOUT_Y = 13
     CUTOUT_X = 14
     RAND_AUGMENT = 15
+    TRIVIAL_AUGMENT = 16
+    TRANSFORMS = 17
     SHIFT_Y = 20
     SHIFT_X = 21
     ROTATION = 22
@@ -45,6 +49,15 @@ class Stream(IntEnum):
     TONE = 37
     RADIUS = 40
     ANGLE = 41
+    BRIGHTNESS = 50
+    CONTRAST = 51
+    SATURATION = 52
+    HUE = 53
+    ERASE = 54
+    ERASE_AREA = 55
+    ERASE_RATIO = 56
+    ERASE_Y = 57
+    ERASE_X = 58
     PART_AREA = 60
     PART_RATIO = 61
     PART_Y = 62

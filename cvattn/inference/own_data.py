@@ -1,5 +1,6 @@
 """Which data a network is evaluated on: its own, as its checkpoint tells, or as asked for."""
 
+import dataclasses
 import inspect
 import os
 import re
@@ -11,6 +12,7 @@ import numpy as np
 
 import cvattn.data
 from cvattn.data import DataInfo, ImageDataModule, MaskDataModule, SourceDataModule
+from cvattn.data.images.photographs import PhotoAugmentation
 from cvattn.inference.classifier import Classifier
 from cvattn.inference.errors import InferenceError
 from cvattn.inference.image_network import ImageNetwork
@@ -34,6 +36,8 @@ MODULES: dict[str, type[ImageDataModule]] = {
 SPLIT = "val"  # shown to people; the test images are for testing
 # The network fixes these where the data module would let them be chosen.
 FIXED = ("channels", "image_size", "mean", "std")
+# What is done to training images has no part in what follows, and a checkpoint may name code there.
+OF_TRAINING = {field.name for field in dataclasses.fields(PhotoAugmentation)}
 # And this, where what a mask file holds could be told otherwise.
 MASKS = ("classes", "values", "void")
 
@@ -147,7 +151,8 @@ def _own(config: Mapping[str, Any]) -> tuple[type[ImageDataModule] | None, dict[
     cls = {f"cvattn.data.{cls.__name__}": cls for cls in MODULES.values()}.get(str(target))
     if cls is None:
         return None, {}, f"the checkpoint was trained on {target}, which is no data of cvattn"
-    return cls, {str(k): v for k, v in node.items() if not str(k).startswith("_")}, ""
+    plain = {str(k): v for k, v in node.items() if not str(k).startswith("_")}
+    return cls, {k: v for k, v in plain.items() if k not in OF_TRAINING}, ""
 
 
 def _find_root(arguments: dict[str, Any], name: str, *, required: bool) -> list[str]:

@@ -1,18 +1,19 @@
 """CIFAR-10 and CIFAR-100 from any of the forms that people have, or downloaded."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from cvattn.data.checks import DataError, check_choice
 from cvattn.data.images import cifar_files as files
-from cvattn.data.images.augment import Augmentation, CropFlip
+from cvattn.data.images.augment import Augmentation
 from cvattn.data.images.base import ImageDataModule, ImageSet, fill_colour
 from cvattn.data.images.cifar_facts import CIFAR10, CIFAR100, Cifar
-from cvattn.data.images.rand_augment import RandAugment, in_turn
+from cvattn.data.images.photographs import PhotoAugmentation
 from cvattn.data.images.views import VIEWS
 from cvattn.data.info import DataInfo
 from cvattn.data.published import Published
@@ -39,15 +40,26 @@ class CIFARData(ImageDataModule):
         cutout: int = 0,
         rand_augment: int = 0,
         rand_augment_magnitude: int = 9,
+        trivial_augment: bool = False,
+        color_jitter: float = 0.0,
+        random_erasing: float = 0.0,
+        transforms: Sequence[Callable[[Tensor], Tensor]] = (),
         test_views: str = "flip_shift",
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
         self.root = Path(root).expanduser().absolute()
-        self._crop_flip = CropFlip(
-            crop_pad=crop_pad, flip=flip, cutout=cutout, fill=fill_colour(self.cifar.mean)
+        self._photo_augmentation = PhotoAugmentation(
+            crop_pad=crop_pad,
+            flip=flip,
+            cutout=cutout,
+            rand_augment=rand_augment,
+            rand_augment_magnitude=rand_augment_magnitude,
+            trivial_augment=trivial_augment,
+            color_jitter=color_jitter,
+            random_erasing=random_erasing,
+            transforms=transforms,
         )
-        self._crop_flip.check_fits(32, 32)
-        self._rand_augment = RandAugment(operations=rand_augment, magnitude=rand_augment_magnitude)
+        self._photo_augmentation.check_fits(3, 32, 32)
         self.train_on_val = train_on_val
         self.test_views = check_choice("test_views", test_views, VIEWS)
 
@@ -90,7 +102,7 @@ class CIFARData(ImageDataModule):
         return self.cifar.to_do.format(root=self.root) + beside
 
     def _augmentation(self) -> Augmentation | None:
-        return in_turn(self._rand_augment, self._crop_flip)
+        return self._photo_augmentation.filling(fill_colour(self.cifar.mean))
 
     def _read(self) -> tuple[Mapping[str, ImageSet], DataInfo]:
         found = files.find(self.cifar, self.root)
@@ -129,9 +141,9 @@ class CIFAR10Data(CIFARData):
         batch_size, eval_batch_size, seed: as in :class:`ImageDataModule`.
         train_on_val: train on all 50,000 images, the 5,000 of the validation included; its figures
             then mean nothing. For a last run, when every choice has been made.
-        crop_pad, flip, cutout: see :class:`cvattn.data.images.augment.CropFlip`.
-        rand_augment, rand_augment_magnitude: see
-            :class:`cvattn.data.images.rand_augment.RandAugment`.
+        crop_pad, flip, cutout, rand_augment, rand_augment_magnitude, trivial_augment, color_jitter,
+            random_erasing, transforms: see
+            :class:`cvattn.data.images.photographs.PhotoAugmentation`.
         test_views: see :func:`cvattn.data.views_of`.
     """
 

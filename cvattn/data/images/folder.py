@@ -1,10 +1,11 @@
 """A folder of images: ``train/``, ``test/`` and perhaps ``val/``, a folder for each class."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cvattn.data.checks import DataError
 from cvattn.data.images.folder_files import check_known, for_validation, notes_of, part_of
@@ -57,6 +58,10 @@ class FolderData(SourceDataModule):
         random_resized_crop: Sequence[float] | None = None,
         rand_augment: int = 0,
         rand_augment_magnitude: int = 9,
+        trivial_augment: bool = False,
+        color_jitter: float = 0.0,
+        random_erasing: float = 0.0,
+        transforms: Sequence[Callable[[Tensor], Tensor]] = (),
         test_views: str = "none",
     ) -> None:
         super().__init__(
@@ -77,6 +82,10 @@ class FolderData(SourceDataModule):
             random_resized_crop=random_resized_crop,
             rand_augment=rand_augment,
             rand_augment_magnitude=rand_augment_magnitude,
+            trivial_augment=trivial_augment,
+            color_jitter=color_jitter,
+            random_erasing=random_erasing,
+            transforms=transforms,
             test_views=test_views,
         )
         self.root = Path(root).expanduser().absolute()

@@ -1,13 +1,13 @@
-"""RandAugment: a few random operations, one image at a time."""
+"""RandAugment and TrivialAugment: a few random operations, one image at a time."""
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from cvattn.data.checks import check_int
 from cvattn.data.counter import Stream, bits
 from cvattn.data.images.augment import Augmentation
+from cvattn.data.images.one_by_one import one_by_one
 
 _MAGNITUDES = 31
 
@@ -15,9 +15,6 @@ _MAGNITUDES = 31
 @dataclass(frozen=True)
 class RandAugment:
     """torchvision's RandAugment (Cubuk et al., 2019), with draws of its own for every image.
-
-    Unlike the other augmentations it takes the images one by one, which costs some tenths of a
-    millisecond each on a CPU.
 
     Args:
         operations: how many operations an image goes through; 0: none.
@@ -40,15 +37,22 @@ class RandAugment:
         from torchvision.transforms import v2
 
         augment = v2.RandAugment(self.operations, self.magnitude, num_magnitude_bins=_MAGNITUDES)
-        # torchvision draws from torch's own generator on the CPU; those of GPUs are left alone.
-        with torch.random.fork_rng(devices=[]):
-            done = []
-            for image, key in zip(
-                images, bits(seed, epoch, index, Stream.RAND_AUGMENT).tolist(), strict=True
-            ):
-                torch.default_generator.manual_seed(key)
-                done.append(augment(image))
-        return torch.stack(done)
+        return one_by_one(augment, images, bits(seed, epoch, index, Stream.RAND_AUGMENT))
+
+
+@dataclass(frozen=True)
+class TrivialAugment:
+    """torchvision's TrivialAugmentWide, with a draw of its own for every image.
+
+    One operation of a random strength (Müller and Hutter, "TrivialAugment: Tuning-free
+    Yet State-of-the-Art Data Augmentation", 2021): nothing to tune.
+    """
+
+    def __call__(self, images: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
+        from torchvision.transforms import v2
+
+        keys = bits(seed, epoch, index, Stream.TRIVIAL_AUGMENT)
+        return one_by_one(v2.TrivialAugmentWide(), images, keys)
 
 
 def in_turn(*augmentations: Augmentation) -> Augmentation:

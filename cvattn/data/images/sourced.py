@@ -1,7 +1,7 @@
 """Pictures of any size with classes, wherever they come from: what their data modules share."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -30,7 +30,7 @@ from cvattn.data.images.holding import (
     streamed,
 )
 from cvattn.data.images.mapped import mapped
-from cvattn.data.images.rand_augment import RandAugment, in_turn
+from cvattn.data.images.photographs import PhotoAugmentation
 from cvattn.data.images.resized_crop import RandomResizedCrop
 from cvattn.data.images.sources import ImageSource
 from cvattn.data.images.views import VIEWS
@@ -61,11 +61,11 @@ class SourceDataModule(ImageDataModule):
         mean, std: per channel, of pixels scaled to 0..1; None: measured on the training images, on
             all that are in memory, otherwise on 2,000 of a fixed choice.
         batch_size, eval_batch_size, seed: as in :class:`ImageDataModule`.
-        crop_pad, flip, cutout: see :class:`cvattn.data.images.augment.CropFlip`.
+        crop_pad, flip, cutout, rand_augment, rand_augment_magnitude, trivial_augment, color_jitter,
+            random_erasing, transforms: see
+            :class:`cvattn.data.images.photographs.PhotoAugmentation`.
         random_resized_crop: least and most share of a picture's area, in place of ``crop_pad``; see
             :class:`cvattn.data.images.resized_crop.RandomResizedCrop`. None: none.
-        rand_augment, rand_augment_magnitude: see
-            :class:`cvattn.data.images.rand_augment.RandAugment`.
         test_views: see :func:`cvattn.data.views_of`.
 
     Attributes:
@@ -94,6 +94,10 @@ class SourceDataModule(ImageDataModule):
         random_resized_crop: Sequence[float] | None,
         rand_augment: int,
         rand_augment_magnitude: int,
+        trivial_augment: bool,
+        color_jitter: float,
+        random_erasing: float,
+        transforms: Sequence[Callable[[Tensor], Tensor]],
         test_views: str,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
@@ -113,11 +117,19 @@ class SourceDataModule(ImageDataModule):
         self.stored_size = self._checked_stored_size(stored_size)
         self.on_corrupt = check_choice("on_corrupt", on_corrupt, ("refuse", "skip"))
         self._mean, self._std = given_statistics(mean, std, channels)
-        pad = 0 if self._resized_crop is not None else crop_pad
         CropFlip(crop_pad=crop_pad)  # as a number it is checked in any case
-        self._crop_flip = CropFlip(crop_pad=pad, flip=flip, cutout=cutout)
-        self._crop_flip.check_fits(*self.image_size)
-        self._rand_augment = RandAugment(operations=rand_augment, magnitude=rand_augment_magnitude)
+        self._photo_augmentation = PhotoAugmentation(
+            crop_pad=0 if self._resized_crop is not None else crop_pad,
+            flip=flip,
+            cutout=cutout,
+            rand_augment=rand_augment,
+            rand_augment_magnitude=rand_augment_magnitude,
+            trivial_augment=trivial_augment,
+            color_jitter=color_jitter,
+            random_erasing=random_erasing,
+            transforms=transforms,
+        )
+        self._photo_augmentation.check_fits(channels, *self.image_size)
         self.test_views = check_choice("test_views", test_views, VIEWS)
         self.skipped: tuple[str, ...] = ()
 
@@ -148,9 +160,7 @@ class SourceDataModule(ImageDataModule):
             self._check_memory(processes)
 
     def _augmentation(self) -> Augmentation | None:
-        fill = fill_colour(self._complete_info().mean)
-        crop_flip = dataclasses.replace(self._crop_flip, fill=fill)
-        return in_turn(self._rand_augment, crop_flip)
+        return self._photo_augmentation.filling(fill_colour(self._complete_info().mean))
 
     def _crop(self) -> RandomResizedCrop | None:
         return self._resized_crop

@@ -1,6 +1,7 @@
 """Everything that can be wrong with a configuration, found before any data is loaded."""
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveragi
 from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.optim import Optimizer
+from torchvision.transforms import v2
 
 from cvattn import models
 from cvattn.data import DataModule
@@ -24,7 +26,7 @@ from cvattn.system import did_you_mean, imported
 KINDS: dict[str, type] = {
     "model": nn.Module,
     "data": DataModule,
-    "data.*": DataModule,
+    "data.transforms.*": v2.Transform,
     "task": pl.LightningModule,
     "task.optimizer": Optimizer,
     "recipe.optimizer": Optimizer,
@@ -99,7 +101,7 @@ def _targets(node: Any, path: str = "") -> Iterator[tuple[str, dict]]:
 
 
 def _check_target(path: str, node: dict) -> None:
-    kind = KINDS.get(path) or KINDS.get(path.rsplit(".", 1)[0] + ".*")
+    kind = _kind(path)
     if kind is None:
         raise ConfigError(f"{path} has a _target_; those belong to {', '.join(KINDS)}")
     target = resolve_target(path, node["_target_"])
@@ -134,7 +136,7 @@ def _check_target(path: str, node: dict) -> None:
                 + "; a network of your own starts from model=own"
                 * (path == "model" and is_own(node["_target_"]))
             )
-        if value == "???" or _has_target(value):
+        if value == "???":
             continue
         annotation = annotation_of(target, parameters[name])
         if path == "trainer" and name == "precision" and value == "auto":
@@ -149,6 +151,12 @@ def _check_target(path: str, node: dict) -> None:
     missing = required - set(values) - set(GIVEN.get(path, ()))
     if missing and not node.get("_partial_"):
         raise ConfigError(f"{path}: {target.__name__} also needs {', '.join(sorted(missing))}")
+
+
+def _kind(path: str) -> type | None:
+    # A list may be within one of its kind: data.transforms.0.transforms.1 of a RandomApply.
+    path = re.sub(r"^(data\.transforms)(\.\d+\.transforms)*(?=\.\d+$)", r"\1", path)
+    return KINDS.get(path) or KINDS.get(path.rsplit(".", 1)[0] + ".*")
 
 
 def resolve_target(path: str, target: Any) -> Any:
@@ -191,16 +199,15 @@ def annotation_of(target: Any, parameter: inspect.Parameter) -> Any:
         return Any
 
 
-def _has_target(value: Any) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value
-
-
 def fits(value: Any, annotation: Any) -> bool:
     """Whether a YAML value may be passed where ``annotation`` is asked for.
 
     An int serves as a float and a list as any sequence; a bool is not a number. What an annotation
-    says beyond YAML's own types is left to the constructor.
+    says beyond YAML's own types is left to the constructor, and what has a ``_target_`` is checked
+    by its kind.
     """
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
         return value in arguments

@@ -15,7 +15,7 @@ from cvattn.harness.config.errors import ConfigError
 
 _OURS = re.compile(
     r"cvattn\.(models|tasks|data|harness)\.\w+|torch\.optim(\.\w+)+"
-    r"|pytorch_lightning\.(callbacks\.|loggers\.)?\w+"
+    r"|pytorch_lightning\.(callbacks\.|loggers\.)?\w+|torchvision\.transforms\.v2\.\w+"
 )
 # ``${name:...}``; what a name that is itself looked up would call cannot be said.
 _RESOLVER = re.compile(r"\$\{\s*(\$\{|[^{}:]*(?=:))")

@@ -200,6 +200,7 @@ def _show(
         )
     table.add_section()
     table.add_row("all", f"{measures.images:,}", f"{measures.accuracy:.2%}", style="bold")
+    table.add_row("mean of the classes", "", f"{measures.accuracy_macro:.2%}")
     console.print(table)
     if len(order) == _MOST_ROWS < len(classifier.classes):
         console.print(f"The {_MOST_ROWS} worst classes are shown, confusion.csv has all.")

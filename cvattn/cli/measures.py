@@ -1,6 +1,7 @@
 """How well probabilities fit labels: the numbers of ``cvattn evaluate``."""
 
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Measures:
 
     Attributes:
         class_accuracy: of the images of each class; None for a class without images.
+        accuracy_macro: the mean of these.
         confusion: counts, row = true class, column = likeliest class.
         calibration_error: expected calibration error, mean |accuracy - confidence| over images in
             15 bins of equal width (Guo et al., "On Calibration of Modern Neural Networks", 2017).
@@ -33,6 +35,7 @@ class Measures:
 
     images: int
     accuracy: float
+    accuracy_macro: float
     class_accuracy: list[float | None]
     cross_entropy: float
     calibration_error: float
@@ -55,10 +58,12 @@ def measure(logits: Tensor, labels: Tensor) -> Measures:
     confusion = multiclass_confusion_matrix(guesses, labels, num_classes=outputs)
     counts = confusion.sum(1)
     right = confusion.diagonal()
+    each = [int(r) / int(n) if n else None for r, n in zip(right, counts, strict=True)]
     return Measures(
         images=len(labels),
         accuracy=int(right.sum()) / len(labels),
-        class_accuracy=[int(r) / int(n) if n else None for r, n in zip(right, counts, strict=True)],
+        accuracy_macro=fmean(value for value in each if value is not None),
+        class_accuracy=each,
         cross_entropy=float(F.cross_entropy(logits, labels)),
         calibration_error=float(
             multiclass_calibration_error(

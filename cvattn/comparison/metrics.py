@@ -9,6 +9,7 @@ from cvattn.harness.reporting.summary import is_loss
 _WORDS = {
     "val": "validation",
     "accuracy_views": "accuracy with views",
+    "accuracy_macro": "macro accuracy",
     "cer": "character error rate",
     "mean_iou": "mean IoU",
 }

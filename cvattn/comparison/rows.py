@@ -34,7 +34,7 @@ def row_of(job: Job, folder: Path) -> dict[str, object]:
     gammas, unit = summary["gamma"], summary["data"]["unit"]
     further = summary.get("further_tests", {})
     criterion = summary["criterion"]
-    classifies = criterion["metric"] == "val/accuracy"
+    classifies = criterion["metric"] in ("val/accuracy", "val/accuracy_macro")
     return {
         "run": job.run,
         "seed": job.seed,

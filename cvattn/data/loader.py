@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cvattn.data.balance import balanced_order
 from cvattn.data.checks import check_int
 from cvattn.data.counter import permutation
 from cvattn.data.images.augment import Augmentation
@@ -33,8 +34,9 @@ class Batches:
 
     Training (``train=True``): the order is a function of (seed, epoch); a global batch is divided
     among the processes, so the samples of a step, and their augmentation, are the same for any
-    number of processes. No sample comes twice in an epoch; the tail that fills no batch is left
-    out (another one each epoch). A set smaller than one batch is one batch.
+    number of processes. No sample comes twice in an epoch (unless classes are balanced); the tail
+    that fills no batch is left out (another one each epoch). A set smaller than one batch is one
+    batch.
 
     Evaluation: every sample exactly once over all processes, whose parts differ by at most one
     sample; the number of batches is the same on each (unless a process has fewer samples than
@@ -50,6 +52,8 @@ class Batches:
             is continued has behind it.
         rank, world_size: this process and the number of processes.
         locality: of training samples that lie in large files; None: all are mixed.
+        classes: of each sample, int64 (N,), where training draws each class equally often
+            (:func:`cvattn.data.balance.balanced_order`); None: each sample.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         locality: Locality | None = None,
+        classes: Tensor | None = None,
     ) -> None:
         check_int("batch_size", batch_size, minimum=1)
         check_int("world_size", world_size, minimum=1)
@@ -83,6 +88,7 @@ class Batches:
         self._epoch = epoch
         self._behind = behind
         self._locality = locality
+        self._classes = classes
 
     def __len__(self) -> int:
         if self.train:
@@ -110,7 +116,10 @@ class Batches:
         """See :meth:`state_dict`."""
 
     def batch_indices(self, epoch: int = 0) -> list[Tensor]:
-        """The positions in the set of this process's samples, one int64 tensor for each batch."""
+        """The positions in the set of this process's samples, one int64 tensor for each batch.
+
+        Of balanced classes the draws, of which :meth:`positions` makes positions.
+        """
         count, steps = self.count, len(self)
         if not self.train:
             mine = torch.arange(self.rank, count, self.world_size)
@@ -121,10 +130,16 @@ class Batches:
         ]
 
     def _order(self, epoch: int) -> Tensor:
-        """All positions, in the order of an epoch of training."""
+        """All positions, or draws, in the order of an epoch of training."""
+        if self._classes is not None:
+            return balanced_order(self._classes, seed=self.seed, epoch=epoch)
         if self._locality is not None:
             return self._locality.order(self.seed, epoch)
         return permutation(self.seed, epoch, self.count)
+
+    def positions(self, index: Tensor) -> Tensor:
+        """Where in the set the samples of :meth:`batch_indices` are; they are augmented by it."""
+        return index % self.count
 
     def batch(self, index: Tensor, epoch: int = 0) -> Any:
         """The samples at ``index`` (int64, on the CPU), as ``iter()`` yields them."""
@@ -140,6 +155,7 @@ class BatchLoader(Batches):
         mean, std: per channel, of pixels scaled to 0..1.
         crop: which part of each of :class:`Pictures` is shown; None: the middle.
         augment: see :mod:`cvattn.data.images.augment`; applied before normalisation.
+        balanced: draw each class equally often.
         device: where the arrays are kept and the batches are made (of :class:`Pictures`, from where
             their pixels have arrived on); None: where they are.
         others: as in :class:`Batches`.
@@ -162,6 +178,7 @@ class BatchLoader(Batches):
         rank: int = 0,
         world_size: int = 1,
         locality: Locality | None = None,
+        balanced: bool = False,
         device: torch.device | None = None,
     ) -> None:
         super().__init__(
@@ -174,6 +191,7 @@ class BatchLoader(Batches):
             rank=rank,
             world_size=world_size,
             locality=locality,
+            classes=labels.cpu() if balanced else None,
         )
         check_images(images, labels, mean, std)
         self.crop = crop
@@ -201,7 +219,7 @@ class BatchLoader(Batches):
     def batch(self, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """The images at ``index`` (int64), as ``iter()`` yields them."""
         if isinstance(self.images, Tensor):
-            images = self.images[index.to(self.images.device)]
+            images = self.images[self.positions(index).to(self.images.device)]
         else:
             options = {"seed": self.seed, "epoch": epoch}
             (images,) = self.images.batches([index], self.crop, **options)
@@ -209,9 +227,10 @@ class BatchLoader(Batches):
 
     def _finished(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         index = index.to(self.device)
+        places = self.positions(index)
         if self.augment is not None:
             images = self.augment(images, index, seed=self.seed, epoch=epoch)
-        return self.normalised(images), self.labels[index]
+        return self.normalised(images), self.labels[places]
 
     def normalised(self, images: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in 0..255, uint8 or float32 -> float32, normalised."""

@@ -109,7 +109,7 @@ def fit(
     again = f"cvattn.fit(..., folder={short(place)!r}, resume=True), all else as before"
     with stoppable(place, again) as stopping:
         trained = {"max_epochs": epochs, **(trainer or {})}
-        cfg = _configuration(type(task), data, place, trained, seed, compile, notes)
+        cfg = _configuration(task, data, place, trained, seed, compile, notes)
         try:
             if saved is not None:
                 saved.check_continuable(cfg, [type(callback) for callback in callbacks])
@@ -196,7 +196,7 @@ def _saved(place: Path, task: NetworkTask, *, resume: bool) -> SavedRun | None:
 
 
 def _configuration(
-    task: type[NetworkTask],
+    task: NetworkTask,
     data: DataModule,
     place: Path,
     trainer: Mapping[str, Any],
@@ -227,7 +227,7 @@ def _configuration(
             "notes": notes,
         }
     )
-    resolve_callbacks(cfg, task)
+    resolve_callbacks(cfg, type(task), task.criterion)
     check_config(cfg)
     check_trainer(cfg)
     return cfg

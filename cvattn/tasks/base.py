@@ -1,6 +1,7 @@
 """What every task does: optimiser, schedule, and means over an epoch."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import pytorch_lightning as pl
@@ -52,7 +53,7 @@ class NetworkTask(pl.LightningModule):
             the task does not say.
     """
 
-    criterion: ClassVar[Criterion] = Criterion("val/accuracy", "max")
+    criterion: Criterion = Criterion("val/accuracy", "max")
     target: ClassVar[str | None] = None
 
     def __init__(
@@ -81,6 +82,11 @@ class NetworkTask(pl.LightningModule):
     def network_values(cls, info: Facts) -> dict[str, Any]:
         """Values that a network leaves open for its task, beside those that the data says."""
         return {}
+
+    @classmethod
+    def criterion_of(cls, arguments: Mapping[str, Any]) -> Criterion:
+        """What it is judged by if it is built with these arguments."""
+        return cls.criterion
 
     @property
     def shown(self) -> dict[str, str]:

@@ -1,27 +1,38 @@
 """Learning to name what an image shows."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from cvattn.data import views_of
-from cvattn.tasks.base import NetworkTask
+from cvattn.tasks.base import Criterion, NetworkTask
+from cvattn.tasks.class_weights import (
+    ClassWeights,
+    balanced_weights,
+    check_alone,
+    given_weights,
+)
+from cvattn.tasks.macro_accuracy import MacroAccuracy
 from cvattn.tasks.mixing import mixing
 from cvattn.tasks.optimisation import OptimizerFactory, scale_inserted
 from cvattn.tasks.resizing import ProgressiveResizing
+
+_CRITERIA = ("accuracy", "accuracy_macro")
 
 
 class ClassificationTask(NetworkTask):
     """Cross-entropy and accuracy for a network that gives logits.
 
-    Logs ``{train,val,test}/{loss,accuracy}`` once an epoch, over all processes, and
-    ``test/accuracy_views`` where several views of a test image are averaged. ``trainer.predict``
-    gives logits, a batch at a time.
+    Logs ``{train,val,test}/{loss,accuracy}`` and ``{val,test}/accuracy_macro``, in which each class
+    counts the same (:class:`cvattn.tasks.macro_accuracy.MacroAccuracy`), once an epoch, over all
+    processes, and ``test/accuracy_views`` where several views of a test image are averaged.
+    ``trainer.predict`` gives logits, a batch at a time.
 
     Args:
         network: images (B, C, H, W) -> logits (B, num_classes).
@@ -34,6 +45,12 @@ class ClassificationTask(NetworkTask):
         resizing: phases of smaller training images (:class:`ProgressiveResizing`), in whole patches
             of a network that has a ``patch_size``.
         channels_last: memory format of the images; convolutions are often faster so.
+        class_weights: of the training loss, which is the mean over the samples of each one's loss
+            times the weight of its class: one for each class, or "balanced"
+            (:func:`cvattn.tasks.class_weights.balanced_weights`), counted by the data module
+            (``class_counts``). Validation and test losses have none.
+        criterion: what the best weights are chosen by: "accuracy" of the validation, or
+            "accuracy_macro".
         test_views: see :func:`cvattn.data.views_of`.
 
     Attributes:
@@ -56,6 +73,8 @@ class ClassificationTask(NetworkTask):
         cutmix: float = 0.0,
         resizing: Sequence[tuple[float, float]] = (),
         channels_last: bool = False,
+        class_weights: ClassWeights = None,
+        criterion: Literal["accuracy", "accuracy_macro"] = "accuracy",
         test_views: str = "none",
     ) -> None:
         super().__init__(
@@ -70,15 +89,47 @@ class ClassificationTask(NetworkTask):
         self.mixing = mixing(mixup, cutmix, num_classes)
         patch_size = getattr(network, "patch_size", 1)
         self.resizing = ProgressiveResizing(resizing, multiple_of=patch_size)
+        self.class_weights = class_weights
+        self._weights = given_weights(class_weights, num_classes)
+        self.criterion = self.criterion_of({"criterion": criterion})
         self.test_views = test_views
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.views_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_macro, self.test_macro = MacroAccuracy(num_classes), MacroAccuracy(num_classes)
+
+    @classmethod
+    def criterion_of(cls, arguments: Mapping[str, Any]) -> Criterion:
+        name = arguments.get("criterion", "accuracy")
+        if name not in _CRITERIA:
+            raise ValueError(f"criterion={name!r}: expected one of {', '.join(_CRITERIA)}")
+        return Criterion(f"val/{name}", "max")
+
+    def setup(self, stage: str) -> None:
+        """Count the classes of the training data where ``class_weights`` are to be balanced.
+
+        Raises:
+            ValueError: nobody can count them, or they are evened out twice.
+        """
+        if stage != "fit" or self.class_weights != "balanced":
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        check_alone("balanced", balanced_sampling=getattr(data, "balanced_sampling", False))
+        counts = getattr(data, "class_counts", None)
+        if counts is None:
+            raise ValueError(
+                "class_weights='balanced' needs a data module with class_counts, the number of "
+                "training samples of each class; give a list of weights instead"
+            )
+        self._weights = balanced_weights(counts)
 
     @property
     def shown(self) -> dict[str, str]:
         shown = {"val/accuracy": "validation accuracy", "test/accuracy": "test accuracy"}
+        if self.criterion.metric == "val/accuracy_macro":
+            shown["val/accuracy_macro"] = "validation macro accuracy"
+            shown["test/accuracy_macro"] = "test macro accuracy"
         if self.test_views != "none":
             shown["test/accuracy_views"] = f"with views {self.test_views}"
         return shown
@@ -96,7 +147,7 @@ class ClassificationTask(NetworkTask):
         images = self.resizing(images, self.trainer.global_step / self._steps)
         self.size = (images.shape[-2], images.shape[-1])
         logits = self(images).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        loss = self._loss(logits, labels)
         right = (logits.argmax(-1) == _classes(labels)).float().mean()
         self.note_training("train/loss", loss, len(labels))
         self.note_training("train/accuracy", right, len(labels))
@@ -104,13 +155,13 @@ class ClassificationTask(NetworkTask):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        self._judge("val", self.val_accuracy, self(images), labels)
+        self._judge("val", self(images), labels, self.val_accuracy, self.val_macro)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         (own, _), *others = views_of(images, self.test_views)
         logits = self(images)
-        self._judge("test", self.test_accuracy, logits, labels)
+        self._judge("test", logits, labels, self.test_accuracy, self.test_macro)
         if others:
             mean = own * logits + sum(weight * self(view) for weight, view in others)
             self._count("test/accuracy_views", self.views_accuracy, mean, labels)
@@ -120,15 +171,32 @@ class ClassificationTask(NetworkTask):
         images = batch if isinstance(batch, Tensor) else batch[0]
         return self(images).float()
 
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Of training: the mean over the samples, of which each has its class's weight."""
+        smoothing = self.label_smoothing
+        if self._weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        self._weights = self._weights.to(logits)
+        # By the number of samples, as parts of a batch in several processes need it; torch's own
+        # mean is by the sum of their weights.
+        total = F.cross_entropy(
+            logits, labels, self._weights, label_smoothing=smoothing, reduction="sum"
+        )
+        return total / len(labels)
+
     def _judge(
-        self, stage: str, accuracy: MulticlassAccuracy, logits: Tensor, labels: Tensor
+        self,
+        stage: str,
+        logits: Tensor,
+        labels: Tensor,
+        accuracy: MulticlassAccuracy,
+        macro: MacroAccuracy,
     ) -> None:
         self.log_epoch(f"{stage}/loss", F.cross_entropy(logits.float(), labels), len(labels))
         self._count(f"{stage}/accuracy", accuracy, logits, labels)
+        self._count(f"{stage}/accuracy_macro", macro, logits, labels)
 
-    def _count(
-        self, name: str, accuracy: MulticlassAccuracy, logits: Tensor, labels: Tensor
-    ) -> None:
+    def _count(self, name: str, accuracy: Metric, logits: Tensor, labels: Tensor) -> None:
         accuracy.update(logits, labels)
         self.log_epoch(name, accuracy, len(labels))
 

@@ -60,7 +60,7 @@ def test_it_is_torchvisions_within_a_level(strengths, channels):
 
 
 def test_every_colour_turns_as_torchvisions():
-    """Each pair of extremes and all that lie between; shifts from a third to the left to the right."""
+    """Extremes and what lies between them, turned by up to half of the circle either way."""
     levels = torch.tensor([0, 1, 2, 63, 64, 127, 128, 200, 254, 255], dtype=torch.uint8)
     image = torch.stack(torch.meshgrid(levels, levels, levels, indexing="ij")).flatten(2)
     images = image.expand(41, -1, -1, -1)

@@ -63,8 +63,7 @@ def test_together_they_come_in_the_order_that_is_written_down(first):
     whole = augment(IMAGES, INDEX, **WHERE)
     assert torch.equal(whole, want)
     parts = [
-        augment(some, at, **WHERE)
-        for some, at in zip(IMAGES.split(5), INDEX.split(5), strict=True)
+        augment(some, at, **WHERE) for some, at in zip(IMAGES.split(5), INDEX.split(5), strict=True)
     ]
     assert torch.equal(torch.cat(parts), whole)
 
@@ -111,7 +110,10 @@ class Fails(v2.Transform):
     [
         ([v2.ToDtype(torch.float32, scale=True)], r"ToDtype, makes torch\.float32.*normalised"),
         ([v2.Normalize([0.5] * 3, [0.2] * 3)], r"transforms\[0\], Normalize, cannot be used"),
-        ([BLUR, v2.CenterCrop(5)], r"transforms\[1\], CenterCrop, makes \(3, 5, 5\) of an image \(3"),
+        (
+            [BLUR, v2.CenterCrop(5)],
+            r"transforms\[1\], CenterCrop, makes \(3, 5, 5\) of an image \(3",
+        ),
         ([v2.RandomZoomOut(p=0.5)], "RandomZoomOut, makes"),
         ([v2.Grayscale()], r"Grayscale, makes \(1, 13, 19\).*channels must stay"),
         ([v2.ToPILImage()], "ToPILImage, makes Image of an image"),
@@ -141,7 +143,11 @@ def test_what_is_seen_only_in_a_training_image_is_refused_there():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"transforms": ["GaussianBlur"]}, TypeError, r"transforms\[0\]='GaussianBlur': expected a"),
+        (
+            {"transforms": ["GaussianBlur"]},
+            TypeError,
+            r"transforms\[0\]='GaussianBlur': expected a",
+        ),
         ({"transforms": [{"_target_": "os.system"}]}, TypeError, "expected a torchvision"),
         ({"transforms": [torch.nn.Identity()]}, TypeError, "expected a torchvision"),
         ({"trivial_augment": 1}, TypeError, "trivial_augment must be true or false"),

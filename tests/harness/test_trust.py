@@ -79,6 +79,11 @@ CHANGES = [
     ({"model.widths": "${oc.decode:${oc.env:SECRET}}"}, "looks outside itself"),
     ({"callbacks.evil._target_": "evil_module.Thing"}, "not of this package"),
     ({"data._target_": "evil_module.Thing"}, "not of this package"),
+    ({"data.transforms": [{"_target_": "evil_module.Thing"}]}, "not of this package"),
+    (
+        {"data.transforms": [{"_target_": "torchvision.transforms.v2.functional.x"}]},
+        "not of this package",
+    ),
     ({"task._target_": "evil_module.Thing"}, "not of this package"),
     ({"recipe.optimizer._target_": "evil_module.Thing"}, "not of this package"),
     ({"trainer._target_": "evil_module.Trainer"}, "not of this package"),
@@ -110,6 +115,12 @@ def test_what_the_command_line_says_too_is_the_users(offered, tmp_path):
     own = "+callbacks.own._target_=pytorch_lightning.callbacks.lr_monitor.LearningRateMonitor"
     cfg = offered({"callbacks.own._target_": own.partition("=")[2]}, own)
     assert "own" in cfg.callbacks
+
+
+def test_transforms_of_torchvision_are_trusted(offered):
+    blur = {"_target_": "torchvision.transforms.v2.GaussianBlur", "kernel_size": 3}
+    some = {"_target_": "torchvision.transforms.v2.RandomApply", "transforms": [blur]}
+    assert offered({"data.transforms": [some]}).data.transforms == [some]
 
 
 def test_a_place_within_the_run_is_the_runs(offered):

@@ -66,6 +66,8 @@ class ImageDataModule(DataModule):
 
     Args:
         batch_size, eval_batch_size, seed: as in :class:`DataModule`.
+        balanced_sampling: an epoch has as many training images as there are, of each class equally
+            many (:func:`cvattn.data.balance.balanced_order`).
 
     Attributes:
         info: None before ``setup()``, then the complete :class:`DataInfo`.
@@ -75,14 +77,25 @@ class ImageDataModule(DataModule):
 
     test_views = "none"
 
-    def __init__(self, *, batch_size: int, eval_batch_size: int, seed: int) -> None:
+    def __init__(
+        self, *, batch_size: int, eval_batch_size: int, seed: int, balanced_sampling: bool = False
+    ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        if not isinstance(balanced_sampling, bool):
+            raise TypeError(f"balanced_sampling must be true or false, got {balanced_sampling!r}")
+        self.balanced_sampling = balanced_sampling
         self.info: DataInfo | None = None
         self._sets: Mapping[str, ImageSet] = {}
 
     @property
     def for_task(self) -> dict[str, Any]:
         return {"test_views": self.test_views}
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Training images of each class, int64 (number of classes,); reads the data if needed."""
+        labels = self.split("train").labels
+        return labels.bincount(minlength=len(self.describe().classes))
 
     def describe(self) -> DataInfo:
         """What can be known without reading pixels; ``.info`` once ``setup()`` has run."""
@@ -178,6 +191,7 @@ class ImageDataModule(DataModule):
             crop=self._crop() if train else None,
             augment=self._augmentation() if train else None,
             locality=chosen.locality if train else None,
+            balanced=train and self.balanced_sampling,
             **self._options(device=device, train=train),
         )
 

@@ -12,7 +12,7 @@ from cvattn.data.counter import Stream, uniform
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """A rectangle of some images is erased (Zhong et al., "Random Erasing Data Augmentation", 2017).
+    """A rectangle of some images is erased (Zhong et al., "Random Erasing", 2017).
 
     The sides are those of the drawn area and shape in whole pixels, at most the image's own: where
     torchvision draws again if a rectangle does not fit, here it is cut to fit.

@@ -62,6 +62,7 @@ class FolderData(SourceDataModule):
         color_jitter: float = 0.0,
         random_erasing: float = 0.0,
         transforms: Sequence[Callable[[Tensor], Tensor]] = (),
+        balanced_sampling: bool = False,
         test_views: str = "none",
     ) -> None:
         super().__init__(
@@ -86,6 +87,7 @@ class FolderData(SourceDataModule):
             color_jitter=color_jitter,
             random_erasing=random_erasing,
             transforms=transforms,
+            balanced_sampling=balanced_sampling,
             test_views=test_views,
         )
         self.root = Path(root).expanduser().absolute()

@@ -10,6 +10,10 @@ from cvattn.data.counter import Stream, bits
 from cvattn.data.images.one_by_one import one_by_one
 
 _TRIALS = 8  # before the data is read: some transforms do nothing to half of the images
+_LATER = (
+    "Leave out Normalize, ToDtype and the like: pixels are converted and normalised (mean, std) "
+    "after the transforms, for whole batches"
+)
 
 
 @dataclass(frozen=True)
@@ -57,14 +61,13 @@ class OwnTransforms:
                 changed = transform(image)
             except Exception as error:  # they complain in many ways
                 raise ValueError(
-                    f"{name}, cannot be used on an image, uint8 {tuple(image.shape)}: {error}"
+                    f"{name}, cannot be used on an image, uint8 {tuple(image.shape)}: {error}. "
+                    + _LATER
                 ) from error
             if not isinstance(changed, Tensor) or changed.dtype != torch.uint8:
                 what = changed.dtype if isinstance(changed, Tensor) else type(changed).__name__
                 raise ValueError(
-                    f"{name}, makes {what} of an image: each must give uint8 again. Leave "
-                    "out Normalize, ToDtype and the like: pixels are converted and normalised "
-                    "(data.mean, data.std) after the transforms, for whole batches"
+                    f"{name}, makes {what} of an image: each must give uint8 again. " + _LATER
                 )
             if changed.shape != image.shape:
                 raise ValueError(

@@ -26,7 +26,7 @@ class PhotoAugmentation:
         rand_augment, rand_augment_magnitude: operations on an image, and their strength
             (:class:`cvattn.data.images.rand_augment.RandAugment`); 0: none.
         trivial_augment: :class:`cvattn.data.images.rand_augment.TrivialAugment`, in its place.
-        color_jitter: strength of :meth:`cvattn.data.images.colour.ColorJitter.of_strength`; 0: none.
+        color_jitter: strength, see :meth:`cvattn.data.images.colour.ColorJitter.of_strength`.
         transforms: a user's own, of torchvision
             (:class:`cvattn.data.images.own_transforms.OwnTransforms`).
         crop_pad, flip, cutout: :class:`cvattn.data.images.augment.CropFlip`.

@@ -79,8 +79,9 @@ class Pictures:
         """Batches of images in that order, uint8 (B, C, H, W), the next ones made meanwhile.
 
         Args:
-            indices: the positions of each batch's images, int64 (B,).
-            crop: a random part of each image, by (seed, epoch, position); None: as by ``[]``.
+            indices: the positions of each batch's images, int64 (B,); or draws, whose remainder by
+                the number of images is the position, where an image comes again in an epoch.
+            crop: a random part of each image, by (seed, epoch, draw); None: as by ``[]``.
 
         Raises:
             DataError: an image cannot be had; the text says which, and why.
@@ -92,7 +93,7 @@ class Pictures:
         def begin(index: Tensor) -> tuple[Tensor, list[Future]]:
             images = torch.empty(len(index), *self.shape[1:], dtype=torch.uint8)
             draws = None if crop is None else crop.draws(index, seed=seed, epoch=epoch)
-            out, places = images.numpy(), index.tolist()
+            out, places = images.numpy(), (index % self.count).tolist()
 
             def make(share: range) -> None:
                 for at in share:

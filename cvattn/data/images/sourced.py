@@ -60,7 +60,7 @@ class SourceDataModule(ImageDataModule):
             them) or "skip" (a warning that names them).
         mean, std: per channel, of pixels scaled to 0..1; None: measured on the training images, on
             all that are in memory, otherwise on 2,000 of a fixed choice.
-        batch_size, eval_batch_size, seed: as in :class:`ImageDataModule`.
+        batch_size, eval_batch_size, seed, balanced_sampling: as in :class:`ImageDataModule`.
         crop_pad, flip, cutout, rand_augment, rand_augment_magnitude, trivial_augment, color_jitter,
             random_erasing, transforms: see
             :class:`cvattn.data.images.photographs.PhotoAugmentation`.
@@ -98,9 +98,15 @@ class SourceDataModule(ImageDataModule):
         color_jitter: float,
         random_erasing: float,
         transforms: Sequence[Callable[[Tensor], Tensor]],
+        balanced_sampling: bool,
         test_views: str,
     ) -> None:
-        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, seed=seed)
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+            balanced_sampling=balanced_sampling,
+        )
         self.image_size = both_sides(image_size)
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")

@@ -55,7 +55,8 @@ def continued_config(
 
     Raises:
         ConfigError: a key that is not there; a change of what is continued (the network, the kind
-            of optimiser, choices of groups); a configuration that does more than a file's may.
+            of optimiser, what it is judged by, choices of groups); a configuration that does more
+            than a file's may.
     """
     path, choices, source = saved.path, saved.choices, saved.meta["source_config"]
     cfg = OmegaConf.create(source)
@@ -83,7 +84,8 @@ def continued_config(
     cfg.run_dir = str(saved.folder)
     check_saved(cfg, composed, saved.folder)
     before = OmegaConf.create(source)
-    for key in ("model", "recipe.optimizer._target_", "task.optimizer._target_"):
+    kept = ("model", "recipe.optimizer._target_", "task.optimizer._target_", "task.criterion")
+    for key in kept:
         _check_kept(key, OmegaConf.select(before, key), OmegaConf.select(cfg, key), path)
     return cfg
 

@@ -17,7 +17,8 @@ from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.config.own_network import fill_own, open_own
 from cvattn.harness.config.trainer_checks import check_trainer
 from cvattn.system import did_you_mean
-from cvattn.tasks import NetworkTask
+from cvattn.tasks import Criterion, NetworkTask
+from cvattn.tasks.class_weights import check_alone
 
 SMALL_DATA = 10_000
 # In words, where a number alone says little.
@@ -106,9 +107,9 @@ def resolve_model(cfg: DictConfig, info: Facts) -> None:
                 )
 
 
-def resolve_callbacks(cfg: DictConfig, task: type[NetworkTask]) -> None:
+def resolve_callbacks(cfg: DictConfig, task: type[NetworkTask], criterion: Criterion) -> None:
     """Fill the values that only the task knows: what a run is judged by."""
-    known = dict(zip(("monitor", "mode"), task.criterion, strict=True))
+    known = dict(zip(("monitor", "mode"), criterion, strict=True))
     for name, node in (cfg.get("callbacks") or {}).items():
         cls = resolve_target(f"callbacks.{name}", node._target_)
         needed = getattr(cls, "needs_task", task)
@@ -137,7 +138,7 @@ def build(node: DictConfig, name: str, **given: Any) -> Any:
         return hydra.utils.instantiate(node, _convert_="all", **given)
     except InstantiationException as error:
         cause: BaseException = error
-        while cause.__cause__ is not None:
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
         raise ConfigError(f"{name}: {cause}") from error
 
@@ -166,12 +167,25 @@ def resolve(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DataModule, list
     if cfg.data.get("train_on_val"):
         notes.append("the validation images are trained on: their accuracy says nothing")
     resolve_model(cfg, info)
-    resolve_callbacks(cfg, resolve_target("task", cfg.task._target_))
+    _check_balance(cfg)
+    task = resolve_target("task", cfg.task._target_)
+    ours = issubclass(task, NetworkTask)
+    resolve_callbacks(cfg, task, task.criterion_of(cfg.task) if ours else task.criterion)
     check_config(cfg)
     check_trainer(cfg)
     for key, node in (cfg.get("callbacks") or {}).items():
         build(node, f"callbacks.{key}")  # what it says of its values, it says now
     return data, notes
+
+
+def _check_balance(cfg: DictConfig) -> None:
+    try:
+        check_alone(
+            cfg.task.get("class_weights"),
+            balanced_sampling=bool(cfg.data.get("balanced_sampling")),
+        )
+    except ValueError as error:
+        raise ConfigError(f"task and data: {error}") from error
 
 
 def _check_recipe(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:

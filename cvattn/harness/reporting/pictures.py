@@ -23,7 +23,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
         return
     panels: list[tuple[str, list[str]]] = [("loss", ["train/loss", "val/loss"])]
     if any("val/accuracy" in row for row in rows):
-        panels.append(("accuracy", ["train/accuracy", "val/accuracy"]))
+        panels.append(("accuracy", ["train/accuracy", "val/accuracy", *_macro(rows)]))
     for start, label in (
         ("val/cer", "character error rate"),
         ("val/mean_iou", "mean IoU"),
@@ -43,6 +43,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
             if points:
                 stage, _, measure = key.partition("/")
                 name = stage if stage in ("train", "val") else measure or stage
+                name += " macro" if measure.endswith("_macro") else ""
                 epochs, values = zip(*points, strict=True)
                 axes.plot(epochs, values, marker="o", markersize=2.5, label=figures.label(name))
         axes.set_xlabel("epoch")
@@ -56,6 +57,13 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
     figure.suptitle(figures.label(title), fontsize=11)
     with whole_file(path) as file:
         figures.save(figure, file)
+
+
+def _macro(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The accuracy in which each class counts the same, if it is another."""
+    key = "val/accuracy_macro"
+    differs = any(abs(row[key] - row["val/accuracy"]) > 1e-6 for row in rows if key in row)
+    return [key] if differs else []
 
 
 def draw_attention(

@@ -35,12 +35,12 @@ PUBLIC = {
     "cvattn.cli": "main",
     "cvattn.data": "BatchLoader CIFAR100Data CIFAR10Data Choice DataError DataInfo DataModule "
     "DigitLinesData DigitScenesData DigitsData Facts FashionMNISTData FolderData HubData "
-    "ImageDataModule LineFolderData LoaderData MaskDataModule MaskInfo MasksFolderData "
-    "SourceDataModule StringsData VIEWS VOID WebDatasetData choose views_of",
+    "ImageDataModule LabelsCSVData LabelsInfo LineFolderData LoaderData MaskDataModule MaskInfo "
+    "MasksFolderData SourceDataModule StringsData VIEWS VOID WebDatasetData choose views_of",
     "cvattn.explorer": "Page explore explore_making",
-    "cvattn.inference": "Classifier Generator InferenceError LineReader NotFiniteError Segmenter "
-    "Way as_classifier as_generator as_image_network as_line_reader as_segmenter find_images "
-    "open_classifier open_generator open_network open_segmenter",
+    "cvattn.inference": "Classifier Generator InferenceError LabelClassifier LineReader "
+    "NotFiniteError Segmenter Way as_classifier as_generator as_image_network as_line_reader "
+    "as_segmenter find_images open_classifier open_generator open_network open_segmenter",
     "cvattn.quality": "Accuracy Distance Distances FeatureNetwork Judgement Lite0 Neighbours "
     "Reference Rung draw_ladder draw_neighbours extract floor frechet judge kernel ladder",
     "cvattn.system": "csv_cell did_you_mean figures imported is_offline printable",

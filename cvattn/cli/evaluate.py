@@ -27,6 +27,7 @@ from cvattn.cli.common import (
     own_network,
     shown,
 )
+from cvattn.cli.evaluate_labels import evaluate_labels
 from cvattn.cli.evaluate_masks import evaluate_masks
 from cvattn.cli.figures import draw_confusion, draw_reliability
 from cvattn.cli.measures import BINS, Measures, measure
@@ -47,6 +48,8 @@ def run(arguments: Sequence[str]) -> int:
     if names_pixels(network):
         return evaluate_masks(as_segmenter(network, args.checkpoint), args)
     classifier = as_classifier(network, args.checkpoint)
+    if classifier.several:
+        return evaluate_labels(classifier, args)
     data, notes = choose_data(classifier, *parse_data(args.data))
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     for note in notes:
@@ -224,7 +227,8 @@ def _parser() -> Parser:
         usage="cvattn evaluate CHECKPOINT [data=NAME] [data.KEY=VALUE ...] [--split test|val] "
         "[--views none|flip|flip_shift] [-o FOLDER]",
         description="Accuracy for each class, confusion matrix and calibration, in float32. "
-        "Of a network that names every pixel: intersection over union for each class. Without "
+        "Of a network that names every pixel: intersection over union for each class; of one that "
+        "learned several labels an image: average precision for each label. Without "
         "data=... on the data that the checkpoint says it was trained on.",
     )
     add_checkpoint(parser)

@@ -21,12 +21,13 @@ from cvattn.inference.classifier import Guesses
 from cvattn.inference.image_network import names_pixels
 
 BATCH = 64
+_TOP = 3
 
 
 def run(arguments: Sequence[str]) -> int:
     """The command. Returns 1 if a file could not be read (the others are predicted), else 0."""
     args = _parser().read(arguments)
-    if args.top < 1:
+    if args.top is not None and args.top < 1:
         raise CommandError(f"--top {args.top} must be at least 1")
     network = open_network(args.checkpoint, network=own_network(args))
     assert isinstance(network.meta, dict)
@@ -38,6 +39,9 @@ def run(arguments: Sequence[str]) -> int:
         return write_masks(segmenter, find_images(args.images), args)
     _refuse_folder(args)
     classifier = as_classifier(network, args.checkpoint)
+    if classifier.several and args.top is not None:
+        raise CommandError("--top is for networks that name one class; this one names all it sees")
+    top = len(classifier.outputs) if classifier.several else args.top or _TOP
     rows: list[tuple[str, Guesses]] = []
     squeezed: list[str] = []
     files = find_images(args.images)
@@ -48,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
             images.append(pixels)
             squeezed += [f"{shown(path)} ({note})"] if note else []
         if images:
-            rows += zip(names, classifier.predict(np.stack(images), args.top), strict=True)
+            rows += zip(names, classifier.predict(np.stack(images), top), strict=True)
     if squeezed:
         height, width = classifier.image_size
         print(
@@ -56,7 +60,9 @@ def run(arguments: Sequence[str]) -> int:
             f"{', '.join(squeezed[:3])}{f' and {len(squeezed) - 3} more' * (len(squeezed) > 3)}",
             file=sys.stderr,
         )
-    if rows:
+    if rows and classifier.several:
+        _show_labels(rows)
+    elif rows:
         _show(rows)
     return int(len(rows) < len(files))
 
@@ -78,6 +84,15 @@ def _read_lines(reader: LineReader, files: Sequence[Path]) -> int:
         print(f"{shown(path):<{width}}  {shown(text)}  {probability:.2%}")
         left -= 1
     return int(left > 0)
+
+
+def _show_labels(rows: Sequence[tuple[str, Guesses]]) -> None:
+    """What is likelier there than not, or else that there is nothing, and what is next to it."""
+    width = max(len(name) for name, _ in rows)
+    for name, guesses in rows:
+        seen = [guess for guess in guesses if guess[1] > 0.5]
+        text = ", ".join(f"{shown(label)} {share:.2%}" for label, share in seen or guesses[:1])
+        print(f"{name:<{width}}  {text if seen else f'nothing (likeliest: {text})'}")
 
 
 def _show(rows: Sequence[tuple[str, Guesses]]) -> None:
@@ -105,14 +120,15 @@ def _parser() -> Parser:
         prog="cvattn predict",
         description="Print the likeliest classes of image files, with their probabilities. Images "
         "are resized to what the network takes; transparency becomes white. For networks trained "
-        "on data=folder they are cut to shape as in training, for others squeezed. A reader prints "
+        "on data=folder they are cut to shape as in training, for others squeezed. Of a network of "
+        "several labels an image, those with more than 50 %. A reader prints "
         "what it reads in each line, and how probable that is. A network that names every pixel "
         "writes a mask for each image: a palette PNG of its name and size, with the values of the "
         "training masks. To it an image is shown at the scale of the training, whole.",
     )
     add_checkpoint(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of images")
-    parser.add_argument("--top", type=int, default=3, metavar="N", help="classes shown (3)")
+    parser.add_argument("--top", type=int, metavar="N", help=f"classes shown ({_TOP})")
     parser.add_argument(
         "-o", "--output", metavar="FOLDER", help="for masks (default: masks/ in the run's folder)"
     )

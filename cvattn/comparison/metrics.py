@@ -11,6 +11,7 @@ _WORDS = {
     "accuracy_views": "accuracy with views",
     "accuracy_macro": "macro accuracy",
     "cer": "character error rate",
+    "f1_macro": "F1 (macro)",
     "mean_iou": "mean IoU",
 }
 

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from cvattn.data.images.fashion_mnist import FashionMNISTData
     from cvattn.data.images.folder import FolderData
     from cvattn.data.images.hub import HubData
+    from cvattn.data.images.labels_csv import LabelsCSVData
     from cvattn.data.images.masks import MaskDataModule
     from cvattn.data.images.masks_folder import MasksFolderData
     from cvattn.data.images.sourced import SourceDataModule
     from cvattn.data.images.views import VIEWS, views_of
     from cvattn.data.images.webdataset import WebDatasetData
-    from cvattn.data.info import VOID, DataInfo, Facts, MaskInfo
+    from cvattn.data.info import VOID, DataInfo, Facts, LabelsInfo, MaskInfo
     from cvattn.data.loader import BatchLoader
     from cvattn.data.module import DataModule
     from cvattn.data.own_loaders import LoaderData
@@ -48,6 +49,8 @@ _MODULES = {
     "FolderData": "images.folder",
     "HubData": "images.hub",
     "ImageDataModule": "images.base",
+    "LabelsCSVData": "images.labels_csv",
+    "LabelsInfo": "info",
     "DataInfo": "info",
     "Facts": "info",
     "LineFolderData": "sequences.line_folder",
@@ -83,6 +86,8 @@ __all__ = [
     "FolderData",
     "HubData",
     "ImageDataModule",
+    "LabelsCSVData",
+    "LabelsInfo",
     "LineFolderData",
     "LoaderData",
     "MaskDataModule",

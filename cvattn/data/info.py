@@ -12,6 +12,11 @@ from cvattn.core.alphabet import PAD
 VOID = 255  # in masks in memory, and the index that a loss ignores
 
 
+def a_target(target: str) -> str:
+    """A :attr:`Facts.target` in words: "a class", "several labels"."""
+    return "several labels" if target == "labels" else f"a {target}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """Facts that models, tasks and summaries need about any data set.
@@ -28,8 +33,8 @@ class Facts:
             pictures that are decoded anew each time, "files-" and 16 digits of the names and sizes
             of their files; "" before setup.
         unit: what a sample is called; its plural has an s.
-        target: what each sample has for a network to learn: a "class", a "mask" or a "text"; None:
-            the data does not say.
+        target: what each sample has for a network to learn: a "class", "labels" (several), a "mask"
+            or a "text"; None: the data does not say.
     """
 
     name: str
@@ -140,6 +145,16 @@ class MaskInfo(DataInfo):
 
     def meta(self) -> dict[str, Any]:
         return {**super().meta(), "mask_values": list(self.values), "mask_void": self.void}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelsInfo(DataInfo):
+    """Of images that have several of the classes each, or none."""
+
+    target: ClassVar[str | None] = "labels"
+
+    def meta(self) -> dict[str, Any]:
+        return {**super().meta(), "several_labels": True}
 
 
 @dataclass(frozen=True, kw_only=True)

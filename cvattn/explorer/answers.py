@@ -20,8 +20,13 @@ def logits_of(answer: Any) -> Tensor | None:
     return None
 
 
-def guesses_of(logits: Tensor | None, class_names: Sequence[str] | None) -> list[Guesses]:
+def guesses_of(
+    logits: Tensor | None, class_names: Sequence[str] | None, *, several: bool = False
+) -> list[Guesses]:
     """For each image the likeliest outputs; those without a name are told by their number.
+
+    Args:
+        several: as in :func:`cvattn.inference.classifier.likeliest_of`.
 
     Raises:
         NotFiniteError: the network is of no use.
@@ -38,4 +43,4 @@ def guesses_of(logits: Tensor | None, class_names: Sequence[str] | None) -> list
     if len(names) > outputs:
         raise InferenceError(f"{len(names)} class_names for {outputs} outputs")
     names += [f"output {index}" for index in range(len(names), outputs)]
-    return likeliest_of(logits.detach().float(), names, TOP)
+    return likeliest_of(logits.detach().float(), names, TOP, several=several)

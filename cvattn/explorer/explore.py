@@ -141,7 +141,7 @@ def _content(
 
     def run(image: Tensor) -> Any:
         answer = forward(network, image)
-        guesses.extend(guesses_of(logits_of(answer), class_names))
+        guesses.extend(guesses_of(logits_of(answer), class_names, several=given.several))
         return answer
 
     images, captions = given.inputs.to(device_of(network)), given.captions

@@ -30,12 +30,14 @@ class Given:
         pictures: uint8 (B, H, W, C), C 1 or 3, as one looks at them.
         captions: for each its "name" and its "label", None if unknown.
         outputs: names of the network's outputs, if known.
+        several: an image may have several of them.
     """
 
     inputs: Tensor
     pictures: np.ndarray
     captions: Captions
     outputs: Sequence[str] | None
+    several: bool = False
 
 
 def given_images(
@@ -73,16 +75,19 @@ def given_images(
     ours = as_image_network(network, source) if known else None
     # What is said of each pixel is no guess of what an image shows.
     outputs = ours.outputs if isinstance(ours, Classifier) else None
+    several = isinstance(ours, Classifier) and ours.several
     if floats:
         pictures = ours.pixels(images) if ours else as_seen(images, None)
-        return Given(images, pictures, captions_of(len(images), names, labels), outputs)
+        captions = captions_of(len(images), names, labels)
+        return Given(images, pictures, captions, outputs, several)
     if ours is None:
         raise InferenceError(
             f"a {source} does not say how its images are prepared: give preprocess=, or images as "
             f"it takes them, float (B, C, H, W), not {kind_of(images)}"
         )
     pixels, captions = _pixels(ours, images, names, labels, count)
-    return Given(ours.normalise(pixels), np.moveaxis(pixels, 1, -1), captions, outputs)
+    pictures = np.moveaxis(pixels, 1, -1)
+    return Given(ours.normalise(pixels), pictures, captions, outputs, several)
 
 
 def _pixels(

@@ -1,5 +1,6 @@
 """A whole run of a network and data that were made in Python, without Hydra."""
 
+import inspect
 import itertools
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import cvattn.data
 import cvattn.tasks
 from cvattn import checkpoint
 from cvattn.data import DataModule
+from cvattn.data.info import a_target
 from cvattn.harness.assemble import Run, check_network, make_ready
 from cvattn.harness.callbacks import ReseedEachBatch, SavedContents
 from cvattn.harness.checkpoints import LastCheckpoint
@@ -35,10 +37,14 @@ from cvattn.harness.reporting.console import plain_console, quiet
 from cvattn.harness.run_state import RunState
 from cvattn.harness.start import is_trained
 from cvattn.harness.stopping import stoppable
-from cvattn.tasks import ClassificationTask, NetworkTask, SegmentationTask
+from cvattn.tasks import ClassificationTask, MultilabelTask, NetworkTask, SegmentationTask
 from cvattn.tasks.optimisation import OptimizerFactory
 
-_TASKS: dict[str | None, Any] = {"class": ClassificationTask, "mask": SegmentationTask}
+_TASKS: dict[str | None, Any] = {
+    "class": ClassificationTask,
+    "labels": MultilabelTask,
+    "mask": SegmentationTask,
+}
 _RUNS = itertools.count()  # of this process: further ones of a distributed run count alike
 
 
@@ -149,14 +155,16 @@ def _task(network: nn.Module, data: DataModule, optimizer: OptimizerFactory | No
         raise ConfigError(f"data: {error}") from error
     if info.target not in _TASKS:
         raise ConfigError(
-            f"{info.name} has a {info.target} for each {info.unit}: give a task in the place of "
+            f"{info.name} has {a_target(info.target)} for each {info.unit}: give a task in the place of "
             "the network, such as cvattn.tasks.SequenceTask(network, ...)"
         )
-    return _TASKS[info.target](
+    task = _TASKS[info.target]
+    takes = inspect.signature(task).parameters
+    return task(
         network,
         num_classes=info.fills()["num_classes"],
         optimizer=optimizer or partial(AdamW, lr=1e-3, weight_decay=0.05),
-        **data.for_task,
+        **{key: value for key, value in data.for_task.items() if key in takes},
     )
 
 

@@ -6,7 +6,12 @@ what is needed to use the network (classes, normalisation, alphabet), and predic
 trained on. The last one needs Lightning and is imported by its full name.
 """
 
-from cvattn.inference.classifier import Classifier, as_classifier, open_classifier
+from cvattn.inference.classifier import (
+    Classifier,
+    LabelClassifier,
+    as_classifier,
+    open_classifier,
+)
 from cvattn.inference.errors import InferenceError, NotFiniteError
 from cvattn.inference.generator import Generator, Way, as_generator, open_generator
 from cvattn.inference.images import find_images
@@ -18,6 +23,7 @@ __all__ = [
     "Classifier",
     "Generator",
     "InferenceError",
+    "LabelClassifier",
     "LineReader",
     "NotFiniteError",
     "Segmenter",

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,11 @@ class Classifier(ImageNetwork):
 
     outputs: tuple[str, ...]
 
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several of the classes, each with a probability of its own."""
+        return self.target == "labels"
+
     def predict(self, pixels: np.ndarray, top: int = 3) -> list[Guesses]:
         """uint8 (B, C, H, W) -> for each image the ``top`` classes with their probabilities.
 
@@ -36,18 +41,32 @@ class Classifier(ImageNetwork):
             NotFiniteError: the network is of no use.
         """
         with torch.inference_mode():
-            return likeliest_of(self.network(self.normalise(pixels)), self.outputs, top)
+            logits = self.network(self.normalise(pixels))
+        return likeliest_of(logits, self.outputs, top, several=self.several)
 
 
-def likeliest_of(logits: Tensor, outputs: Sequence[str], top: int) -> list[Guesses]:
+@dataclass(frozen=True, kw_only=True)
+class LabelClassifier(Classifier):
+    """As :class:`Classifier`, of a network that says of each label whether an image has it."""
+
+    target: ClassVar[str] = "labels"
+
+
+def likeliest_of(
+    logits: Tensor, outputs: Sequence[str], top: int, *, several: bool = False
+) -> list[Guesses]:
     """Logits (B, outputs) -> for each image the ``top`` outputs with their probabilities.
+
+    Args:
+        several: each output stands for itself; otherwise one of them is right, and they sum to 1.
 
     Raises:
         NotFiniteError: a logit is NaN or infinite.
     """
     if not logits.isfinite().all():
         raise NotFiniteError
-    best = logits.cpu().double().softmax(-1).topk(min(top, logits.shape[1]))
+    logits = logits.cpu().double()
+    best = (logits.sigmoid() if several else logits.softmax(-1)).topk(min(top, logits.shape[1]))
     return [
         [(outputs[i], p) for p, i in zip(ps, at, strict=True)]
         for ps, at in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -82,7 +101,10 @@ def as_classifier(network: nn.Module, name: str) -> Classifier:
             f"python -m cvattn predict {name} IMAGE... writes masks"
         )
     facts = facts_of(network, name)
-    return Classifier(**facts, outputs=_all_outputs(facts, name))
+    meta = network.meta
+    assert isinstance(meta, dict)
+    kind = LabelClassifier if meta.get("several_labels") else Classifier
+    return kind(**facts, outputs=_all_outputs(facts, name))
 
 
 def _all_outputs(facts: Mapping[str, Any], name: str) -> tuple[str, ...]:

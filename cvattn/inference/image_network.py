@@ -17,7 +17,8 @@ from cvattn.models import UNet
 
 # Data whose images are cut to shape, never squeezed.
 _CUT = tuple(
-    f"cvattn.data.{name}" for name in ("FolderData", "WebDatasetData", "HubData", "MasksFolderData")
+    f"cvattn.data.{name}"
+    for name in ("FolderData", "WebDatasetData", "HubData", "LabelsCSVData", "MasksFolderData")
 )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import cvattn.data
 from cvattn.data import DataInfo, ImageDataModule, MaskDataModule, SourceDataModule
 from cvattn.data.images.photographs import PhotoAugmentation
+from cvattn.data.info import a_target
 from cvattn.inference.classifier import Classifier
 from cvattn.inference.errors import InferenceError
 from cvattn.inference.image_network import ImageNetwork
@@ -64,10 +65,10 @@ def choose_data(
     if cls is None:
         raise InferenceError(f"{reason}; name the data, data={' or data='.join(MODULES)}")
     name = next(short for short, known in MODULES.items() if known is cls)
-    target = "mask" if issubclass(cls, MaskDataModule) else "class"
-    if target != network.target:
+    if cls.target != network.target:
         raise InferenceError(
-            f"the network gives a {network.target} for each image, and {name} has a {target}"
+            f"the network gives {a_target(network.target)} for each image, and {name} has "
+            f"{a_target(cls.target)}"
         )
     parameters = inspect.signature(cls).parameters
     for key in given:
@@ -138,7 +139,13 @@ def validation_images(
     names = [f"{SPLIT} image {place}" for place in places.tolist()]
     if isinstance(network, Segmenter):
         return np.asarray(data.split(SPLIT).images[places]), names, None
-    labels = [network.outputs[label] for label in indices.tolist()]
+    if indices.ndim == 2:
+        labels = [
+            ", ".join(network.outputs[label] for label in has.nonzero()[:, 0].tolist()) or "nothing"
+            for has in indices
+        ]
+    else:
+        labels = [network.outputs[label] for label in indices.tolist()]
     return np.asarray(data.split(SPLIT).images[places]), names, labels
 
 

@@ -3,6 +3,7 @@
 from cvattn.tasks.base import Criterion, NetworkTask
 from cvattn.tasks.classification import ClassificationTask
 from cvattn.tasks.flow import FlowTask
+from cvattn.tasks.multilabel import MultilabelTask
 from cvattn.tasks.muon import Muon
 from cvattn.tasks.optimisation import parameter_groups
 from cvattn.tasks.segmentation import SegmentationTask
@@ -12,6 +13,7 @@ __all__ = [
     "ClassificationTask",
     "Criterion",
     "FlowTask",
+    "MultilabelTask",
     "Muon",
     "NetworkTask",
     "SegmentationTask",

@@ -21,8 +21,8 @@ def test_cifar_100_is_configured_as_cifar_10():
 @pytest.mark.parametrize(
     "name",
     [
-        *("cifar10", "digit_scenes", "digits", "fashion_mnist", "folder", "hf", "masks_folder"),
-        "webdataset",
+        *("cifar10", "digit_scenes", "digits", "fashion_mnist", "folder", "hf", "labels_csv"),
+        *("masks_folder", "webdataset"),
     ],
 )
 def test_every_tunable_is_listed_and_can_be_built(name, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ class ImageSet:
     Attributes:
         images: uint8 (N, C, H, W), or :class:`Pictures`, which give such tensors when indexed by
             one of positions.
-        labels: int64 (N,).
+        labels: int64 (N,), or float32 (N, classes) of 0 and 1 where an image has several.
         fingerprint: as in :class:`Facts`; "": to be computed from the pixels.
         locality: for training, where the images lie in large files.
     """
@@ -73,9 +73,11 @@ class ImageDataModule(DataModule):
         info: None before ``setup()``, then the complete :class:`DataInfo`.
         test_views: which views of a test image may be averaged (:func:`views_of`); a subclass
             whose images may be mirrored says so.
+        target: what each image has, as in :class:`cvattn.data.Facts`.
     """
 
     test_views = "none"
+    target: ClassVar[str] = "class"
 
     def __init__(
         self, *, batch_size: int, eval_batch_size: int, seed: int, balanced_sampling: bool = False

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class MaskDataModule(ImageDataModule):
     As :class:`ImageDataModule`; the ``labels`` of its sets are masks, uint8 (N, H, W), with classes
     and :data:`VOID`. A subclass also writes ``_move()``.
     """
+
+    target: ClassVar[str] = "mask"
 
     def describe(self) -> MaskInfo:
         """What can be known without reading pixels; ``.info`` once ``setup()`` has run."""

@@ -193,10 +193,10 @@ class SourceDataModule(ImageDataModule):
             bad += sorted((source.name(at), why) for at, why in held.bad)
         self._report(bad)
         for part, each in sets.items():
-            lost = set(sources[part].labels.tolist()) - set(each.labels.tolist())
+            had, has = _there(sources[part].labels), _there(each.labels)
             # Some classes may have nothing to validate with; elsewhere what is there is needed.
-            if lost and (part != "val" or not len(each.labels)):
-                names = named([info.classes[label] for label in sorted(lost)])
+            if had - has and (part != "val" or not len(each.labels)):
+                names = named([info.classes[label] for label in sorted(had - has)])
                 raise DataError(f"{part}: no readable image of {names} ({info.source})")
         mean, std = self._mean, self._std
         if not mean:
@@ -253,3 +253,8 @@ class SourceDataModule(ImageDataModule):
             raise DataError(f"{text}\nRepair or remove them, or set data.on_corrupt=skip.")
         rank_zero_warn(f"{text}\nThey are skipped (data.on_corrupt=skip).")
         self.skipped = tuple(path for path, _ in bad)
+
+
+def _there(labels: Tensor) -> set[int]:
+    """The classes that an image has, of labels (N,) or (N, classes)."""
+    return set((labels if labels.ndim == 1 else labels.nonzero()[:, 1]).tolist())

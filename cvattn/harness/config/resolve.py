@@ -10,6 +10,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from cvattn.data import DataModule, Facts
+from cvattn.data.info import a_target
 from cvattn.harness.config.checks import check_config, is_own, resolve_target
 from cvattn.harness.config.composition import parse
 from cvattn.harness.config.decisions import decide_data
@@ -31,6 +32,7 @@ _COUNTED = {
 # What is learned from data, by what each of its samples has.
 _TASKS = {
     "class": "task=classification and task=flow do",
+    "labels": "task=multilabel does",
     "mask": "task=segmentation does, with model=segmenter or model=unet",
     "text": "task=sequence does, with model=reader or model=transformer",
 }
@@ -71,8 +73,8 @@ def resolve_model(cfg: DictConfig, info: Facts) -> None:
     learned = getattr(task, "target", None)
     if learned is not None and info.target not in (None, learned):
         raise ConfigError(
-            f"data={info.name} has a {info.target} for each {info.unit}, and {task.__name__} "
-            f"learns from a {learned}; {_TASKS[info.target]}"
+            f"data={info.name} has {a_target(info.target)} for each {info.unit}, and "
+            f"{task.__name__} learns from {a_target(learned)}; {_TASKS[info.target]}"
         )
     known = info.fills()
     # What the task says of a network comes before what the data would.

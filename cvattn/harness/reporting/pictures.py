@@ -27,6 +27,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
     for start, label in (
         ("val/cer", "character error rate"),
         ("val/mean_iou", "mean IoU"),
+        ("val/mean_average_precision", "mean average precision"),
         ("gamma/", "gamma"),
         ("entropy/", "attention entropy (nats)"),
         ("lr", "learning rate"),
@@ -51,7 +52,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if label in ("accuracy", "character error rate", "mean IoU"):
+        if label in ("accuracy", "character error rate", "mean IoU", "mean average precision"):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.legend(fontsize=7, framealpha=0.7, edgecolor="none")
     figure.suptitle(figures.label(title), fontsize=11)

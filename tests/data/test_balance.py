@@ -1,5 +1,6 @@
 """Each class equally often: counts, replacement, independence of processes and batches."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -116,3 +117,29 @@ def test_a_folders_training_is_balanced_and_its_evaluation_is_not(tmp_path):
     assert labels.tolist() == [0] * 5 + [1] * 3
     with pytest.raises(TypeError, match="balanced_sampling must be true or false, got 1"):
         FolderData(root=tmp_path, balanced_sampling=1)
+
+
+@pytest.mark.parametrize("hold", ["memory", "mapped", "stream"])
+@pytest.mark.parametrize("crop", [None, [0.2, 0.7]])
+def test_however_pictures_are_held(tmp_path, hold, crop):
+    """Rare ones come again, each time as another part of them, and no others are missed."""
+    generator = np.random.default_rng(0)
+    for part, counts in {"train": (41, 3), "val": (1, 1), "test": (1, 1)}.items():
+        for name, count in zip("ab", counts, strict=True):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 255, (15, 23, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    options = {"image_size": [8, 13], "batch_size": 10, "crop_pad": 2, "mean": [0.5] * 3}
+    options |= {"std": [0.2] * 3, "random_resized_crop": crop, "balanced_sampling": True}
+    data = FolderData(root=tmp_path, hold=hold, **options)
+    loader = data.train_dataloader()
+    batches, indices = list(loader), loader.batch_indices(0)
+    assert torch.cat([labels for _, labels in batches]).bincount().tolist() == [20, 20]
+    for (images, labels), index in zip(batches, indices, strict=True):
+        again = loader.batch(index, 0)
+        assert torch.equal(again[0], images)
+        assert torch.equal(labels, data.split("train").labels[index % 44])
+    rare = torch.cat([images[labels == 1] for images, labels in batches])
+    assert len({image.numpy().tobytes() for image in rare}) > 15  # of 3 pictures

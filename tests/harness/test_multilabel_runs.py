@@ -78,7 +78,8 @@ def test_a_run_and_all_that_is_done_with_its_network(run, root, tmp_path, capsys
     assert main(["predict", str(path), "--top", "2", images[0]]) == 2
     assert "--top is for networks that name one class" in capsys.readouterr().err
 
-    assert main(["export", str(path), "--to", "torchexport", "-o", str(tmp_path / "net.pt2")]) == 0
+    export = ["export", str(path), "--to", "torchexport", "--fixed-size"]
+    assert main([*export, "-o", str(tmp_path / "net.pt2")]) == 0
     assert main(["explore", str(path), "-o", str(tmp_path / "page.html"), "--count", "3"]) == 0
     assert main(["explore", str(path), images[0], "-o", str(tmp_path / "page.html")]) == 0
     assert main(["evaluate", str(path), "--views", "flip"]) == 2

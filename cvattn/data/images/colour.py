@@ -45,16 +45,11 @@ class ColorJitter:
     def __call__(self, images: Tensor, index: Tensor, *, seed: int, epoch: int) -> Tensor:
         if not any((self.brightness, self.contrast, self.saturation, self.hue)):
             return images
-        pixels = images.shape[1:].numel()
-        done = [
-            self._jitter(some, at, seed, epoch)
-            for some, at in zip(
-                images.split(max(1, _PIXELS // pixels)),
-                index.split(max(1, _PIXELS // pixels)),
-                strict=True,
-            )
-        ]
-        return torch.cat(done)
+        if images.device.type != "cpu":
+            return self._jitter(images, index, seed, epoch)
+        size = max(1, _PIXELS // images.shape[1:].numel())
+        parts = zip(images.split(size), index.split(size), strict=True)
+        return torch.cat([self._jitter(some, at, seed, epoch) for some, at in parts])
 
     def _jitter(self, images: Tensor, index: Tensor, seed: int, epoch: int) -> Tensor:
         def drawn(stream: Stream, low: float, high: float) -> Tensor:  # float64 (B, 1, 1, 1)

@@ -16,6 +16,8 @@ from cvattn.data.images.rand_augment import RandAugment, TrivialAugment, in_turn
 class PhotoAugmentation:
     """What is done to training images, in this order: the argument of a data module, by its name.
 
+    Of data that has a random resized crop, that comes before.
+
     1. ``rand_augment`` or ``trivial_augment``;
     2. ``color_jitter``;
     3. ``transforms``;

@@ -65,6 +65,7 @@ class MultilabelTask(NetworkTask):
                 f"num_classes={num_classes}: expected 2 or more labels; of one that is there or "
                 "not, ClassificationTask makes two classes"
             )
+        self.num_classes = num_classes
         self.inserted_lr = inserted_lr
         patch_size = getattr(network, "patch_size", 1)
         self.resizing = ProgressiveResizing(resizing, multiple_of=patch_size)
@@ -79,6 +80,9 @@ class MultilabelTask(NetworkTask):
             "test/mean_average_precision": "test mAP",
             "test/f1_macro": "test F1 (macro)",
         }
+
+    def answer_shape(self, *given: Tensor) -> tuple[int, ...]:
+        return len(given[0]), self.num_classes
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.contiguous(memory_format=self.memory_format))

@@ -90,6 +90,13 @@ def test_an_image_gets_what_torchvision_makes_of_it_from_its_own_state(ours, the
     assert not torch.equal(got, ours(IMAGES, INDEX, seed=4, epoch=2))
 
 
+def test_grey_images_are_trivially_augmented_too():
+    grey = IMAGES[:, :1]
+    got = TrivialAugment()(grey, INDEX, **WHERE)
+    assert got.shape == grey.shape
+    assert (got != grey).flatten(1).any(1).sum() > 5
+
+
 def test_images_are_left_as_they_are():
     class Writes(v2.Transform):
         def transform(self, inpt, params):

@@ -1,6 +1,7 @@
 """Augmentation and unequal classes in whole runs: they act, are checked early and are continued."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_a_checkpoint_is_used_without_its_augmentation(go, small, root, tmp_path
         ("data.transforms=[GaussianBlur]", r"transforms\[0\]='GaussianBlur': expected a torchvis"),
         (
             "data.transforms=[{_target_:torchvision.transforms.v2.GausianBlur,kernel_size:3}]",
-            r"did you mean torchvision\.transforms\.v2\.GaussianBlur",
+            r"no 'GausianBlur'; did you mean GaussianBlur\?",
         ),
         (f"data.transforms=[{BLUR.replace('kernel_size', 'kernel')}]", "no such argument"),
         (f"data.transforms=[{BLUR.replace(':3', ':4')}]", "data: .*odd"),
@@ -203,3 +204,24 @@ def test_the_keys_are_those_of_every_set_of_photographs(composed, data, tmp_path
     overrides = [f"data={data}", f"data.root={tmp_path}", *PHOTOGRAPHS]
     module, _ = resolve(composed(overrides), overrides)
     assert module._photo_augmentation.color_jitter == 0.4
+
+
+def test_transforms_of_ones_own_beside_the_command_line(run, small, tmp_path, monkeypatch):
+    (tmp_path / "my_transforms.py").write_text(
+        "from torchvision.transforms import v2\n"
+        "class Darker(v2.Transform):\n"
+        "    def __init__(self, by: int = 10):\n"
+        "        super().__init__()\n"
+        "        self.by = by\n"
+        "    def transform(self, inpt, params):\n"
+        "        return inpt.clamp(min=self.by) - self.by\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    given = [*small, "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
+    run([*given, "data.transforms=[{_target_:my_transforms.Darker,by:7}]"])
+    assert "my_transforms.Darker" in (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(
+        ConfigError, match=r"data\.transforms\.0\.bye?: Darker has no such argument"
+    ):
+        run([*given, "data.transforms=[{_target_:my_transforms.Darker,bye:7}]"])

@@ -82,7 +82,6 @@ class LabelsCSVData(SourceDataModule):
             color_jitter=color_jitter,
             random_erasing=random_erasing,
             transforms=transforms,
-            balanced_sampling=False,  # an image has no one class to count
             test_views="none",
         )
         self.root = Path(root).expanduser().absolute()

@@ -94,12 +94,12 @@ class SourceDataModule(ImageDataModule):
         random_resized_crop: Sequence[float] | None,
         rand_augment: int,
         rand_augment_magnitude: int,
-        trivial_augment: bool,
-        color_jitter: float,
-        random_erasing: float,
-        transforms: Sequence[Callable[[Tensor], Tensor]],
-        balanced_sampling: bool,
         test_views: str,
+        trivial_augment: bool = False,
+        color_jitter: float = 0.0,
+        random_erasing: float = 0.0,
+        transforms: Sequence[Callable[[Tensor], Tensor]] = (),
+        balanced_sampling: bool = False,
     ) -> None:
         super().__init__(
             batch_size=batch_size,

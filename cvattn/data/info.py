@@ -12,9 +12,9 @@ from cvattn.core.alphabet import PAD
 VOID = 255  # in masks in memory, and the index that a loss ignores
 
 
-def a_target(target: str) -> str:
+def a_target(target: str | None) -> str:
     """A :attr:`Facts.target` in words: "a class", "several labels"."""
-    return "several labels" if target == "labels" else f"a {target}"
+    return "several labels" if target == "labels" else f"a {target or 'value'}"
 
 
 @dataclass(frozen=True, kw_only=True)

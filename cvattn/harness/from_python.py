@@ -155,8 +155,8 @@ def _task(network: nn.Module, data: DataModule, optimizer: OptimizerFactory | No
         raise ConfigError(f"data: {error}") from error
     if info.target not in _TASKS:
         raise ConfigError(
-            f"{info.name} has {a_target(info.target)} for each {info.unit}: give a task in the place of "
-            "the network, such as cvattn.tasks.SequenceTask(network, ...)"
+            f"{info.name} has {a_target(info.target)} for each {info.unit}: give a task in the "
+            "place of the network, such as cvattn.tasks.SequenceTask(network, ...)"
         )
     task = _TASKS[info.target]
     takes = inspect.signature(task).parameters

@@ -1,18 +1,22 @@
 """Runs that learn several labels of an image: what they leave, and every command after them."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from killing import differences, outcome
 from label_tables import COLOURS, draw_labels
+from PIL import Image
+from torch import nn
 
+import cvattn
 from cvattn.cli import main
-from cvattn.data import LabelsCSVData
+from cvattn.data import FolderData, LabelsCSVData
 from cvattn.harness import ConfigError
 from cvattn.harness.reporting.csv_log import read_metrics
 from cvattn.inference import LabelClassifier, open_classifier
-from cvattn.tasks import MultilabelTask
+from cvattn.tasks import ClassificationTask, MultilabelTask
 
 SMALL = [
     *("task=multilabel", "data=labels_csv", "data.image_size=[12,20]", "data.crop_pad=0"),
@@ -108,6 +112,33 @@ def test_what_does_not_fit_is_refused(run, root, overrides, message):
     with pytest.raises(Exception, match=message) as error:
         run([*given, *more, *overrides])
     assert isinstance(error.value, ConfigError) or "balanced" in message
+
+
+def test_from_python(root, tmp_path):
+    """The task is that of the data, and best.ckpt is chosen by what it is judged by."""
+    data = LabelsCSVData(root=root, image_size=[12, 20], batch_size=10)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d((3, 1)), nn.Flatten(), nn.Linear(9, 3))
+    given = {"accelerator": "cpu", "precision": "32-true"}
+    summary = cvattn.fit(network, data, folder=tmp_path / "labels", epochs=2, trainer=given)
+    assert summary["criterion"]["metric"] == "val/mean_average_precision"
+    for part, count in {"train": 4, "val": 2, "test": 2}.items():
+        for name in "ab":
+            (tmp_path / "of" / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (90 * i, 0, 0)).save(
+                    tmp_path / "of" / part / name / f"{i}.png"
+                )
+    classes = FolderData(root=tmp_path / "of", image_size=8, batch_size=4)
+    task = ClassificationTask(
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 2)),
+        num_classes=2,
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+        criterion="accuracy_macro",
+        class_weights="balanced",
+    )
+    summary = cvattn.fit(task, classes, folder=tmp_path / "macro", epochs=1, trainer=given)
+    assert summary["criterion"]["metric"] == "val/accuracy_macro"
+    assert (tmp_path / "macro" / "checkpoints" / "best.ckpt").exists()
 
 
 class Stop(Exception):

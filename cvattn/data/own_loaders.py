@@ -1,9 +1,7 @@
 """Ordinary loaders as a data module: anyone's ``DataLoader``, or a ``LightningDataModule``."""
 
 import hashlib
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -16,6 +14,7 @@ from cvattn.data.checks import DataError
 from cvattn.data.images.base import given_statistics
 from cvattn.data.info import DataInfo
 from cvattn.data.module import DataModule
+from cvattn.data.seeded_loader import SeededLoader
 
 # Hooks of a LightningDataModule that would not be called.
 _HOOKS = ("transfer_batch_to_device", "on_before_batch_transfer", "on_after_batch_transfer")
@@ -140,13 +139,13 @@ class LoaderData(DataModule):
         """Nothing is read before it is asked for, but first batches."""
         self.describe()
 
-    def train_dataloader(self) -> "SeededLoader":
+    def train_dataloader(self) -> SeededLoader:
         return self._seeded("train")
 
-    def val_dataloader(self) -> "SeededLoader":
+    def val_dataloader(self) -> SeededLoader:
         return self._seeded("val")
 
-    def test_dataloader(self) -> "SeededLoader":
+    def test_dataloader(self) -> SeededLoader:
         return self._seeded("test")
 
     def example_images(self, n: int, split: str = "val") -> tuple[Tensor, Tensor, Tensor]:
@@ -212,7 +211,7 @@ class LoaderData(DataModule):
             )
         return images, labels
 
-    def _seeded(self, part: str) -> "SeededLoader":
+    def _seeded(self, part: str) -> SeededLoader:
         loader, training = self._given(part), part == "train"
         _, processes = self._place()
         sampler = getattr(loader, "sampler", None)
@@ -224,82 +223,6 @@ class LoaderData(DataModule):
         if not training:
             return SeededLoader(loader, seed=self.seed)
         return SeededLoader(loader, seed=self.seed, epoch=self._epoch, behind=self._behind)
-
-
-class SeededLoader:
-    """A loader whose order and draws are a function of (seed, epoch, batch).
-
-    Args:
-        loader: that makes the batches.
-        seed: of everything it draws from torch's, numpy's and Python's generators, and its own.
-        epoch: called at each ``iter()``; says which epoch it is.
-        behind: called at each ``iter()``; batches to be passed over.
-    """
-
-    def __init__(
-        self,
-        loader: Iterable[Any],
-        *,
-        seed: int,
-        epoch: Callable[[], int] = lambda: 0,
-        behind: Callable[[], int] = lambda: 0,
-    ) -> None:
-        self.loader = loader
-        self.seed = seed
-        self._epoch = epoch
-        self._behind = behind
-
-    def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # TypeError of one that has no end
-
-    def __iter__(self) -> Iterator[Any]:
-        epoch, behind = self._epoch(), self._behind()
-        samplers = [getattr(self.loader, name, None) for name in ("sampler", "batch_sampler")]
-        samplers += [getattr(sampler, "sampler", None) for sampler in samplers]
-        for holder in (self.loader, *samplers):
-            if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
-                generator.manual_seed(_number(self.seed, epoch, -1))
-            if callable(set_epoch := getattr(holder, "set_epoch", None)):
-                set_epoch(epoch)
-        with _drawing(self.seed, epoch, -1):
-            batches = iter(self.loader)
-        at = 0
-        while True:
-            with _drawing(self.seed, epoch, at):
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-            if at >= behind:
-                yield batch
-            at += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: ``behind`` says where to go on. Tells Lightning that going on is possible."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See :meth:`state_dict`."""
-
-
-@contextmanager
-def _drawing(*key: int) -> Iterator[None]:
-    """Within it all generators of the process are seeded; then they are as they were."""
-    number = _number(*key)
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002, it is others' draws
-    with torch.random.fork_rng(devices=[]):
-        random.seed(number)
-        np.random.seed(number % 2**32)  # noqa: NPY002
-        torch.default_generator.manual_seed(number)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
-
-
-def _number(*key: int) -> int:
-    return int.from_bytes(hashlib.sha256(" ".join(map(str, key)).encode()).digest()[:7])
 
 
 def _count(loader: Iterable[Any] | None) -> int:

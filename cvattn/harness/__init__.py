@@ -14,8 +14,8 @@ from cvattn.harness.checkpoints import BestCheckpoint, LastCheckpoint
 from cvattn.harness.config.command_line import check_command_line
 from cvattn.harness.config.errors import ConfigError, TrainingStopped
 from cvattn.harness.fit import fit
-from cvattn.harness.from_python import resumable
 from cvattn.harness.job import run_job
+from cvattn.harness.plain_trainer import resumable
 from cvattn.harness.reporting.console import plain_errors
 from cvattn.harness.reporting.csv_log import CSVLog
 from cvattn.harness.reporting.sample_pictures import SampleGrid

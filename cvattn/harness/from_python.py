@@ -21,8 +21,6 @@ from cvattn import checkpoint
 from cvattn.data import DataModule
 from cvattn.data.info import a_target
 from cvattn.harness.assemble import Run, check_network, make_ready
-from cvattn.harness.callbacks import ReseedEachBatch, SavedContents
-from cvattn.harness.checkpoints import LastCheckpoint
 from cvattn.harness.config.checks import GIVEN, check_config
 from cvattn.harness.config.decisions import Decision, decide
 from cvattn.harness.config.errors import ConfigError, RunIsFinished
@@ -34,7 +32,6 @@ from cvattn.harness.config.trainer_checks import check_trainer
 from cvattn.harness.fit import carry_out
 from cvattn.harness.provenance import commit
 from cvattn.harness.reporting.console import plain_console, quiet
-from cvattn.harness.run_state import RunState
 from cvattn.harness.start import is_trained
 from cvattn.harness.stopping import stoppable
 from cvattn.tasks import ClassificationTask, MultilabelTask, NetworkTask, SegmentationTask
@@ -131,21 +128,6 @@ def fit(
             run.notes.append("the network was in eval mode, and is trained in training mode")
         run.finished, run.more_callbacks, run.again = finished, tuple(callbacks), again
         return carry_out(run, stopping)
-
-
-def resumable(folder: str | PathLike[str], *, seed: int = 0) -> list[pl.Callback]:
-    """Callbacks for a plain ``pl.Trainer`` with a data module of ours.
-
-    ``FOLDER/last.ckpt`` is written after each epoch, and within one every ten minutes; with
-    ``trainer.fit(task, data, ckpt_path="FOLDER/last.ckpt")`` the run goes on from it bit for bit.
-    It opens with ``cvattn.load(path, network=...)`` and in the commands.
-
-    Args:
-        folder: of the checkpoint.
-        seed: of what is random in training beside the data.
-    """
-    last = LastCheckpoint(str(folder))
-    return [RunState(), ReseedEachBatch(seed), SavedContents(), last]
 
 
 def _task(network: nn.Module, data: DataModule, optimizer: OptimizerFactory | None) -> NetworkTask:

@@ -105,6 +105,7 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("crop", [None, [0.3, 1.0]])
 def test_the_same_images_give_the_same_batches(places, hold, crop):
     options = {**SIZE, "hold": hold, "random_resized_crop": crop, "rand_augment": 1, "seed": 5}
+    options |= {"color_jitter": 0.4, "random_erasing": 0.5, "balanced_sampling": crop is None}
     folder, shards, hub = (
         cls(**where, **options, **({"shards_at_once": 0} if cls is WebDatasetData else {}))
         for cls, where in places.items()
@@ -272,6 +273,7 @@ def test_corrupt_rows_are_named(tmp_path):
         (WebDatasetData, {"image_key": ""}, ValueError, "image_key='' and label_key='cls' name s"),
         (WebDatasetData, {"image_key": "jpg;cls"}, ValueError, "label_key='cls' is one of image_k"),
         (WebDatasetData, {"shards_at_once": -1}, ValueError, "shards_at_once must be at least 0"),
+        (WebDatasetData, {"balanced_sampling": True}, ValueError, "with shards_at_once=0 all are"),
         (WebDatasetData, {"copy_shards": "yes"}, TypeError, "copy_shards must be true or false"),
         (HubData, {}, DataError, "data.path names no data set"),
         (HubData, {"path": "./none"}, DataError, "does not exist; expected a folder that save_to"),

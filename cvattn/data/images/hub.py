@@ -1,6 +1,6 @@
 """Images in a data set of the `datasets` library, on disk or on the Hub."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +77,11 @@ class HubData(SourceDataModule):
         random_resized_crop: Sequence[float] | None = None,
         rand_augment: int = 0,
         rand_augment_magnitude: int = 9,
+        trivial_augment: bool = False,
+        color_jitter: float = 0.0,
+        random_erasing: float = 0.0,
+        transforms: Sequence[Callable[[Tensor], Tensor]] = (),
+        balanced_sampling: bool = False,
         test_views: str = "none",
     ) -> None:
         super().__init__(
@@ -98,6 +103,11 @@ class HubData(SourceDataModule):
             rand_augment=rand_augment,
             rand_augment_magnitude=rand_augment_magnitude,
             test_views=test_views,
+            trivial_augment=trivial_augment,
+            color_jitter=color_jitter,
+            random_erasing=random_erasing,
+            transforms=transforms,
+            balanced_sampling=balanced_sampling,
         )
         self._path, self._config, self._revision = path, config, revision
         self._given = {"train": train, "val": val, "test": test}

@@ -1,7 +1,7 @@
 """Images in shards, as webdataset writes them, on this machine or on a server."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +88,11 @@ class WebDatasetData(SourceDataModule):
         random_resized_crop: Sequence[float] | None = None,
         rand_augment: int = 0,
         rand_augment_magnitude: int = 9,
+        trivial_augment: bool = False,
+        color_jitter: float = 0.0,
+        random_erasing: float = 0.0,
+        transforms: Sequence[Callable[[Tensor], Tensor]] = (),
+        balanced_sampling: bool = False,
         test_views: str = "none",
     ) -> None:
         super().__init__(
@@ -109,6 +114,11 @@ class WebDatasetData(SourceDataModule):
             rand_augment=rand_augment,
             rand_augment_magnitude=rand_augment_magnitude,
             test_views=test_views,
+            trivial_augment=trivial_augment,
+            color_jitter=color_jitter,
+            random_erasing=random_erasing,
+            transforms=transforms,
+            balanced_sampling=balanced_sampling,
         )
         self._given = {"train": train, "val": val, "test": test}
         self._image_keys = [each.strip().lstrip(".").lower() for each in image_key.split(";")]
@@ -122,6 +132,11 @@ class WebDatasetData(SourceDataModule):
             raise TypeError(f"copy_shards must be true or false, got {copy_shards!r}")
         self.copy_shards = copy_shards
         self.shards_at_once = check_int("shards_at_once", shards_at_once, minimum=0)
+        if balanced_sampling and self.shards_at_once:
+            raise ValueError(
+                f"balanced_sampling=true takes images of all shards in turn, and shards_at_once="
+                f"{self.shards_at_once} of some: with shards_at_once=0 all are mixed"
+            )
         self._listing: _Listing | None = None
 
     def describe(self) -> DataInfo:

@@ -38,7 +38,7 @@ WRONG = [
     ("trainer.strategy=fsdp", r"a part of the network only.* use trainer\.strategy=ddp"),
     ("trainer.strategy=deepspeed_stage_2", r"a part of the network only"),
     ("trainer.strategy=dpp", r"expected one of auto, ddp, ddp_find.*did you mean ddp"),
-    ("trainer.sync_batchnorm=true", r"for GPUs, and this run is on a CPU"),
+    ("++trainer.sync_batchnorm=true", r"for GPUs, and this run is on a CPU"),
     ("distributed_timeout=0", r"distributed_timeout=0: expected minutes above 0"),
     ("trainer.precision=16-mixed", r"half precision is for a GPU.*precision=bf16-mixed"),
     ("trainer.precision=16", r"half precision is for a GPU"),

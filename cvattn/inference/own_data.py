@@ -23,6 +23,8 @@ from cvattn.system import did_you_mean
 
 def _short(name: str) -> str:
     """The name by which ``conf/data`` chooses a class: "FashionMNISTData" -> "fashion_mnist"."""
+    if said := getattr(getattr(cvattn.data, name), "data_name", None):
+        return said
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name.removesuffix("Data")).lower()
 
 

@@ -34,7 +34,7 @@ def test_help_names_the_commands(capsys):
 def test_what_cannot_be_read_on_the_command_line(capsys):
     assert "unknown command 'evalute'; did you mean evaluate?" in fails(capsys, "evalute")
     assert "there are: train, predict, evaluate" in fails(capsys, "zzz")
-    assert "arguments are required: checkpoint" in fails(capsys, "evaluate")
+    assert "arguments are required: CHECKPOINT" in fails(capsys, "evaluate")
     assert "IMAGE" in fails(capsys, "predict", "x.ckpt")
     assert "invalid int value: 'a'" in fails(capsys, "predict", "x.ckpt", "a.png", "--top", "a")
     assert "--top 0 must be" in fails(capsys, "predict", "x.ckpt", "a.png", "--top", "0")

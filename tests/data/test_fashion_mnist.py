@@ -239,7 +239,7 @@ def test_each_image_data_set_has_one_name():
     for name, cls in MODULES.items():
         target = yaml.safe_load((conf / f"{name}.yaml").read_text())["_target_"]
         assert getattr(cvattn.data, target.removeprefix("cvattn.data.")) is cls
-        if name not in ("folder", "labels_csv", "masks_folder"):  # which need one
+        if name not in ("folder", "hf", "labels_csv", "masks_folder", "webdataset"):  # of a place
             assert cls().describe().name == name
     assert "fashion_mnist" in MODULES
 

@@ -58,7 +58,7 @@ WRONG = [
         "+recipe.optimiser.lr=1.0",
         r"nothing reads recipe\.optimiser\.lr; did you mean recipe\.optim",
     ),
-    (f"model._target_={NET}", r"trains the networks of cvattn\.models.*from Python"),
+    (f"model._target_={NET}", r"unexpected keyword argument 'num_classes'"),
     (f"data._target_={__name__}.OrdinaryData", r"expected a cvattn\.data\.module\.DataModule"),
     ("logger.csv=null +logger.w._target_=pytorch_lightning.loggers.WandbLogger", None),
 ]

@@ -29,7 +29,7 @@ def fill_own(node: DictConfig, known: Mapping[str, Any]) -> None:
     target = resolve_target("model", node._target_)
     parameters = inspect.signature(target).parameters
     for key in _FILLED:
-        if not OmegaConf.is_missing(node, key):
+        if key not in parameters or not OmegaConf.is_missing(node, key):
             continue
         value = known.get(key)
         if (

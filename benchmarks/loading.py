@@ -48,7 +48,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OURS = ("ours, mapped", "ours, stream")
 RIVALS = ("torchvision ImageFolder", "timm create_loader")
 SHARDS = ("ours, shards, stream", "webdataset WebLoader")
-PER_SHARD = 1000
+PER_SHARD, LEAST_SHARDS = 1000, 8  # two processes with two workers take two each
 COLUMNS = (
     *("loader", "figure", "median", "low", "high", "target", "met", "rounds", "images"),
     *("torch", "commit", "cpu", "bf16_instructions", "date"),
@@ -90,14 +90,15 @@ def draw_folder(root: Path, count: int) -> None:
 
 
 def write_shards(root: Path) -> None:
-    """The same files in ``root/shards``, 1,000 of a part in each, the classes in turn."""
+    """The same files in ``root/shards``, 1,000 of a part in each at most, the classes in turn."""
     for part in ("train", "val", "test"):
         paths = sorted((root / part).rglob("*.jpg"), key=lambda path: path.name)
-        for at in range(0, len(paths), PER_SHARD):
-            shard = root / "shards" / f"{part}-{at // PER_SHARD:06}.tar"
+        each = min(PER_SHARD, -(-len(paths) // LEAST_SHARDS))
+        for at in range(0, len(paths), each):
+            shard = root / "shards" / f"{part}-{at // each:06}.tar"
             shard.parent.mkdir(exist_ok=True)
             with tarfile.open(shard, "w") as archive:
-                for path in paths[at : at + PER_SHARD]:
+                for path in paths[at : at + each]:
                     archive.add(path, path.name)
                     label = path.parent.name.removeprefix("class").encode()
                     member = tarfile.TarInfo(f"{path.stem}.cls")

@@ -166,7 +166,7 @@ def test_as_a_program_from_the_users_folder_and_continued(here):
     one = [*arguments, "trainer.max_epochs=2"]
     train(*[text.replace("=run", "=whole") for text in one], cwd=here)
     command = "ckpt_path=run/checkpoints/last.ckpt"
-    output = train(command, "trainer.max_epochs=2", cwd=here, code=1)
+    output = train(command, "trainer.max_epochs=2", cwd=here, code=2)
     assert "give model._target_= on the command line" in output
     train(command, "model._target_=my_net.Net", "trainer.max_epochs=2", cwd=here)
     output = train(*one[:-2], "hydra.run.dir=run", "resume=auto", "trainer.max_epochs=2", cwd=here)

@@ -141,9 +141,9 @@ class CIFAR10Data(CIFARData):
         batch_size, eval_batch_size, seed: as in :class:`ImageDataModule`.
         train_on_val: train on all 50,000 images, the 5,000 of the validation included; its figures
             then mean nothing. For a last run, when every choice has been made.
-        crop_pad, flip, cutout, rand_augment, rand_augment_magnitude, trivial_augment, color_jitter,
-            random_erasing, transforms: see
+        crop_pad, flip, cutout, rand_augment, rand_augment_magnitude: see
             :class:`cvattn.data.images.photographs.PhotoAugmentation`.
+        trivial_augment, color_jitter, random_erasing, transforms: as well.
         test_views: see :func:`cvattn.data.views_of`.
     """
 

@@ -61,9 +61,9 @@ class SourceDataModule(ImageDataModule):
         mean, std: per channel, of pixels scaled to 0..1; None: measured on the training images, on
             all that are in memory, otherwise on 2,000 of a fixed choice.
         batch_size, eval_batch_size, seed, balanced_sampling: as in :class:`ImageDataModule`.
-        crop_pad, flip, cutout, rand_augment, rand_augment_magnitude, trivial_augment, color_jitter,
-            random_erasing, transforms: see
+        crop_pad, flip, cutout, rand_augment, rand_augment_magnitude: see
             :class:`cvattn.data.images.photographs.PhotoAugmentation`.
+        trivial_augment, color_jitter, random_erasing, transforms: as well.
         random_resized_crop: least and most share of a picture's area, in place of ``crop_pad``; see
             :class:`cvattn.data.images.resized_crop.RandomResizedCrop`. None: none.
         test_views: see :func:`cvattn.data.views_of`.

@@ -34,7 +34,7 @@ from cvattn.cli.measures import BINS, Measures, measure
 from cvattn.data import VIEWS, BatchLoader, DataInfo, ImageDataModule, views_of
 from cvattn.inference import Classifier, as_classifier, as_segmenter, open_network
 from cvattn.inference.image_network import names_pixels
-from cvattn.inference.own_data import MODULES, choose_data, loaded
+from cvattn.inference.own_data import MODULES, choose_data, in_order, loaded
 from cvattn.system import csv_cell, figures
 
 _MOST_ROWS = 50
@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = (
         Path(args.output) if args.output else folder_beside(Path(args.checkpoint), "evaluation")
     )
-    loader = _loader(data, classifier, args.split)
+    loader = in_order(classifier, data, args.split)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         measures = measure(*_logits(classifier, loader, args.views, device, errors))
@@ -72,20 +72,6 @@ def run(arguments: Sequence[str]) -> int:
         raise CommandError(f"cannot write into {shown(folder)}: {error}") from error
     _show(Console(highlight=False), measures, classifier, info, _what(args), folder)
     return 0
-
-
-def _loader(data: ImageDataModule, classifier: Classifier, split: str) -> BatchLoader:
-    """The split in order, normalised as the network was trained, whatever the data would do."""
-    part = data.split(split)
-    if not len(part.images):
-        raise CommandError(f"the data has no {split} images")
-    return BatchLoader(
-        part.images,
-        part.labels,
-        batch_size=data.eval_batch_size,
-        mean=classifier.mean,
-        std=classifier.std,
-    )
 
 
 def _logits(

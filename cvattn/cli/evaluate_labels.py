@@ -16,9 +16,9 @@ from torchmetrics.functional.classification import multilabel_f1_score
 from cvattn.cli.arguments import parse_data, say
 from cvattn.cli.common import CommandError, folder_beside, shown
 from cvattn.core.devices import device_of
-from cvattn.data import BatchLoader, DataInfo, ImageDataModule
+from cvattn.data import DataInfo, ImageDataModule
 from cvattn.inference import Classifier, NotFiniteError
-from cvattn.inference.own_data import choose_data, loaded
+from cvattn.inference.own_data import choose_data, in_order, loaded
 from cvattn.system.files import make_folder, write_text
 from cvattn.tasks.average_precision import average_precision
 
@@ -44,18 +44,8 @@ def evaluate_labels(classifier: Classifier, args: argparse.Namespace) -> int:
 
 
 def _logits(classifier: Classifier, data: ImageDataModule, split: str) -> tuple[Tensor, Tensor]:
-    part = data.split(split)
-    if not len(part.images):
-        raise CommandError(f"the data has no {split} images")
-    loader = BatchLoader(
-        part.images,
-        part.labels,
-        batch_size=data.eval_batch_size,
-        mean=classifier.mean,
-        std=classifier.std,
-    )
     logits, labels, device = [], [], device_of(classifier.network)
-    for images, truth in loader:
+    for images, truth in in_order(classifier, data, split):
         with torch.inference_mode():
             logits.append(classifier.network(images.to(device)).float().cpu())
         labels.append(truth)

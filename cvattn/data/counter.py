@@ -7,6 +7,7 @@ on the number of processes, on where a run was resumed. Here the number for an i
 int64 arithmetic that torch has on every device.
 """
 
+import hashlib
 import math
 from enum import IntEnum, unique
 
@@ -16,6 +17,11 @@ from torch import Tensor
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def seed_of(*key: int) -> int:
+    """For a generator that has to be seeded: 56 bits that depend on all of the key."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, key)).encode()).digest()[:7])
 
 
 @unique

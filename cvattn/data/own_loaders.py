@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from cvattn.data.checks import DataError
-from cvattn.data.images.base import given_statistics
+from cvattn.data.images.base import as_pixels, given_statistics
 from cvattn.data.info import DataInfo
 from cvattn.data.module import DataModule
 from cvattn.data.seeded_loader import SeededLoader
@@ -170,11 +170,9 @@ class LoaderData(DataModule):
         info, images = self.describe(), images.detach().float().cpu()
         if info.mean:
             mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (info.mean, info.std))
-            shown = images * std + mean
-        else:
-            low, high = images.amin((-3, -2, -1), True), images.amax((-3, -2, -1), True)
-            shown = (images - low) / (high - low).clamp(min=1e-12)
-        return (shown * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()
+            return as_pixels(images * std + mean)
+        low, high = images.amin((-3, -2, -1), True), images.amax((-3, -2, -1), True)
+        return as_pixels((images - low) / (high - low).clamp(min=1e-12))
 
     def _given(self, part: str) -> Iterable[Any]:
         loader = self.loaders.get(part)

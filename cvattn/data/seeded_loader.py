@@ -1,6 +1,5 @@
 """Anyone's loader, whose random numbers are seeded from outside."""
 
-import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -8,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from cvattn.data.counter import seed_of
 
 
 class SeededLoader:
@@ -42,7 +43,7 @@ class SeededLoader:
         samplers += [getattr(sampler, "sampler", None) for sampler in samplers]
         for holder in (self.loader, *samplers):
             if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
-                generator.manual_seed(_number(self.seed, epoch, -1))
+                generator.manual_seed(seed_of(self.seed, epoch, -1))
             if callable(set_epoch := getattr(holder, "set_epoch", None)):
                 set_epoch(epoch)
         with _drawing(self.seed, epoch, -1):
@@ -69,7 +70,7 @@ class SeededLoader:
 @contextmanager
 def _drawing(*key: int) -> Iterator[None]:
     """Within it all generators of the process are seeded; then they are as they were."""
-    number = _number(*key)
+    number = seed_of(*key)
     before = random.getstate(), np.random.get_state()  # noqa: NPY002, it is others' draws
     with torch.random.fork_rng(devices=[]):
         random.seed(number)
@@ -80,7 +81,3 @@ def _drawing(*key: int) -> Iterator[None]:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])  # noqa: NPY002
-
-
-def _number(*key: int) -> int:
-    return int.from_bytes(hashlib.sha256(" ".join(map(str, key)).encode()).digest()[:7])

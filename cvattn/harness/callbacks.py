@@ -1,6 +1,5 @@
 """What happens beside the training steps: random state, clear ends, a look at the attention."""
 
-import hashlib
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from cvattn.blocks import MapAttention
 from cvattn.checkpoint import describe
+from cvattn.data.counter import seed_of
 from cvattn.harness.config.errors import TrainingStopped
 from cvattn.maps import attention_entropy, attention_modules, capture_attention
 from cvattn.tasks import NetworkTask
@@ -28,8 +28,7 @@ class ReseedEachBatch(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # Not global_step, which stands still while gradients accumulate.
-        key = f"{self.seed} {trainer.current_epoch} {batch_idx} {trainer.global_rank}"
-        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])
+        seed = seed_of(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
         if pl_module.device.type == "cpu":
             # torch.manual_seed also writes a stack trace for each kind of device that is not there.
             torch.default_generator.manual_seed(seed)

@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 import cvattn.data
-from cvattn.data import DataInfo, ImageDataModule, MaskDataModule, SourceDataModule
+from cvattn.data import (
+    BatchLoader,
+    DataInfo,
+    ImageDataModule,
+    MaskDataModule,
+    SourceDataModule,
+)
 from cvattn.data.images.photographs import PhotoAugmentation
 from cvattn.data.info import a_target
 from cvattn.inference.classifier import Classifier
@@ -124,6 +130,24 @@ def loaded(data: ImageDataModule, stage: str = "test") -> DataInfo:
         raise InferenceError(f"data: {error}") from error
     assert data.info is not None
     return data.info
+
+
+def in_order(network: ImageNetwork, data: ImageDataModule, split: str) -> BatchLoader:
+    """The images of a split, normalised as the network was trained, whatever the data would do.
+
+    Raises:
+        InferenceError: there are none.
+    """
+    part = data.split(split)
+    if not len(part.images):
+        raise InferenceError(f"the data has no {split} images")
+    return BatchLoader(
+        part.images,
+        part.labels,
+        batch_size=data.eval_batch_size,
+        mean=network.mean,
+        std=network.std,
+    )
 
 
 def validation_images(

@@ -174,11 +174,8 @@ class ImageDataModule(DataModule):
     def denormalise(self, images: Tensor) -> np.ndarray:
         """Normalised (B, C, H, W) or (C, H, W) back to uint8 pixels, (B, H, W, C) or (H, W, C)."""
         info = self._complete_info()
-        channels = (-1, 1, 1)
-        mean = torch.tensor(info.mean).view(channels)
-        std = torch.tensor(info.std).view(channels)
-        pixels = (images.detach().float().cpu() * std + mean) * 255
-        return pixels.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (info.mean, info.std))
+        return as_pixels(images.detach().float().cpu() * std + mean)
 
     def _loader(self, name: str, *, train: bool = False) -> BatchLoader:
         chosen = self.split(name)
@@ -236,6 +233,18 @@ class ImageDataModule(DataModule):
 def fill_colour(mean: Sequence[float]) -> tuple[int, ...]:
     """The mean colour in whole pixel values 0..255, for erased squares."""
     return tuple(round(255 * value) for value in mean)
+
+
+def as_pixels(images: Tensor) -> np.ndarray:
+    """(..., C, H, W) of 0..1 -> uint8 (..., H, W, C), as one looks at them."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()
+
+
+def with_labels(info: DataInfo, test: ImageSet) -> DataInfo:
+    """The facts, whose fingerprint is then of the test images' labels, too."""
+    labels = hashlib.sha256(test.labels.numpy().tobytes()).hexdigest()
+    both = hashlib.sha256(f"{info.fingerprint} {labels}".encode()).hexdigest()[:16]
+    return dataclasses.replace(info, fingerprint=both)
 
 
 def _fingerprint(part: ImageSet) -> str:

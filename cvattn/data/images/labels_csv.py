@@ -1,7 +1,5 @@
 """A folder of images that have several labels each, told by CSV files."""
 
-import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -9,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from cvattn.data.images.base import with_labels
 from cvattn.data.images.label_files import LabelTable, read_tables
 from cvattn.data.images.sourced import SourceDataModule
 from cvattn.data.images.sources import FileSource, ImageSource
@@ -100,10 +99,7 @@ class LabelsCSVData(SourceDataModule):
         if self._sets:
             return
         super().setup(stage)
-        info = self._complete_info()
-        labels = hashlib.sha256(self._sets["test"].labels.numpy().tobytes()).hexdigest()
-        both = hashlib.sha256(f"{info.fingerprint} {labels}".encode()).hexdigest()[:16]
-        self.info = dataclasses.replace(info, fingerprint=both)
+        self.info = with_labels(self._complete_info(), self._sets["test"])
 
     def _describe(self) -> DataInfo:
         table = self._read_tables()

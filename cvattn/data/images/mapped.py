@@ -82,9 +82,7 @@ def _opened(target: Path, facts: dict[str, Any]) -> RecordFile | None:
     """The file, if it is there, whole and of these pictures."""
     try:
         records = RecordFile(target)
-    except FileNotFoundError:
-        return None
-    except DamagedError:
+    except (FileNotFoundError, DamagedError):
         return None
     return records if facts.items() <= records.facts.items() else None
 

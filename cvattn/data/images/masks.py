@@ -1,7 +1,5 @@
 """What data modules share whose images have masks: a class for every pixel."""
 
-import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +8,7 @@ from torch import Tensor
 
 from cvattn.data.checks import DataError
 from cvattn.data.images.augment import Augmentation, CropFlip
-from cvattn.data.images.base import ImageDataModule, ImageSet
+from cvattn.data.images.base import ImageDataModule, ImageSet, with_labels
 from cvattn.data.info import VOID, MaskInfo
 from cvattn.data.loader import BatchLoader
 
@@ -77,9 +75,7 @@ class MaskDataModule(ImageDataModule):
         super().setup(stage)
         info = self._complete_info()
         check_labelled(self._sets, info.classes)
-        masks = hashlib.sha256(self._sets["test"].labels.numpy().tobytes()).hexdigest()
-        both = hashlib.sha256(f"{info.fingerprint} {masks}".encode()).hexdigest()[:16]
-        self.info = dataclasses.replace(info, fingerprint=both)
+        self.info = with_labels(info, self._sets["test"])
 
     def _make_loader(
         self, chosen: ImageSet, *, device: torch.device, train: bool = False

@@ -102,7 +102,7 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
             target = f" model._target_={run.cfg.model._target_}" if given else ""
             further = f"{continue_command(last)}{target} trainer.max_{unit}={2 * summary[unit]}"
         else:
-            further = f"{run.again} but {unit}"
+            further = f"{run.again}, with more {unit}"
         for command in (*commands, further):
             console.print(f"  {command}", soft_wrap=True)
 

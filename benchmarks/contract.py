@@ -12,6 +12,7 @@ from pathlib import Path
 from scipy.stats import t
 
 from cvattn.comparison.rows import read_rows
+from cvattn.harness.reporting.summary import is_loss
 
 
 def main() -> int:
@@ -33,10 +34,10 @@ def contract(rows: list[dict[str, str]]) -> list[str]:
     """The lines of the comment."""
     metric = next(
         name
-        for name in ("accuracy_views", "accuracy", "mean_iou", "loss")
+        for name in ("accuracy_views", "accuracy", "mean_iou", "loss", "swd")
         if all(row.get(f"test_{name}") for row in rows)
     )
-    scale, digits, most = (1.0, 4, float("inf")) if metric == "loss" else (100.0, 2, 100.0)
+    scale, digits, most = (1.0, 4, float("inf")) if is_loss(metric) else (100.0, 2, 100.0)
     values = [scale * float(row[f"test_{metric}"]) for row in rows]
     low, high = prediction_interval(values)
     first = rows[0]

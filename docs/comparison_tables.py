@@ -17,8 +17,8 @@ _JUDGED = {
 
 def comparison_tables(results: Path) -> Iterator[tuple[str, str]]:
     """Name and Markdown of each."""
-    yield "flow_attention", comparison_table(_rows(results / "flow_attention.csv"))
-    yield "segmentation_heads", comparison_table(_rows(results / "segmentation_heads.csv"))
+    for name in ("flow_attention", "flow_attention_cifar10", "segmentation_heads", "transfer"):
+        yield name, comparison_table(_rows(results / f"{name}.csv"))
     yield "flow_attention_quality", quality_table(_rows(results / "flow_attention_quality.csv"))
 
 

@@ -6,6 +6,8 @@ multiplies bfloat16 (``native`` or ``emulated``), ``CVATTN_TEST_SEED`` draws oth
 """
 
 import os
+import random
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +32,29 @@ def pytest_configure(config: pytest.Config) -> None:
         processor.has_bfloat16 = lambda: BFLOAT16[declared]
 
 
+def _thin(items: list[pytest.Item]) -> None:
+    """Of each function marked ``sweep(quick)`` all cases but ``quick`` are slow ones.
+
+    Which ones, the function's name draws: cases at equal steps may all be of one value of a
+    parameter. A case that is asked for by its own name is alone, and there.
+    """
+    sweeps = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("sweep"):
+            sweeps[item.nodeid.partition("[")[0]].append(item)
+    for name, cases in sweeps.items():
+        (quick,) = cases[0].get_closest_marker("sweep").args
+        rest = max(0, len(cases) - quick)
+        for item in random.Random(name).sample(cases, rest):
+            item.add_marker("slow")
+            item.add_marker("thinned")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest reads what -m says of marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A bare pytest leaves out what takes minutes; any ``-m`` decides for itself."""
+    if not config.option.keyword:  # -k asks for a case
+        _thin(items)
     if config.option.markexpr:
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -77,6 +77,20 @@ SMALL = {
         "attention_at": [1],
         "dropout": 0.1,
     },
+    "SAGAN": {
+        "image_size": [16, 20],
+        "classes": 5,
+        "noise_dim": 7,
+        "width": 6,
+        "discriminator_width": 5,
+        "attention": "common",
+        "discriminator_attention_after": [2],
+        "spectral_norm_labels": False,
+        "upsampling": "bilinear",
+        "init": "xavier",
+    },
+    "SAGANGenerator": {"image_size": [16, 20], "noise_dim": 7, "width": 6},
+    "SAGANDiscriminator": {"image_size": [24, 40], "width": 6},
     "Transformer": {
         "source_vocab": 19,
         "target_vocab": 23,
@@ -105,6 +119,10 @@ def inputs(name):
     if name == "Reader":
         images, widths = torch.randn(2, 3, 32, 40), torch.tensor([40, 17])
         return images, widths, torch.randint(1, 23, (2, 5))
+    if name == "SAGAN":
+        return torch.randn(2, 7), torch.tensor([3, 1])
+    if name == "SAGANGenerator":
+        return (torch.randn(2, 7),)
     images = torch.randn(2, 3, 24, 40)
     if name == "UNet":
         return images, torch.rand(2), torch.tensor([3, 1])
@@ -122,6 +140,7 @@ def test_every_network_is_covered_here():
     assert set(SMALL) == set(models.__all__)
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
 @pytest.mark.parametrize("name", models.__all__)
 def test_there_and_back_is_exact(name, suffix, tmp_path):
@@ -264,7 +283,10 @@ def test_a_checkpoint_of_other_code(vit):
     [
         ({"format": 2}, "has checkpoint format 2, this version reads 1"),
         ({"format": None}, "has checkpoint format None"),
-        ({"model": "Linear"}, "holds a 'Linear'; this version knows Reader, SAGANClassifier"),
+        (
+            {"model": "Linear"},
+            "holds a 'Linear'; this version knows SAGAN, Reader, SAGANClassifier",
+        ),
         ({"model": "image_input"}, "holds a 'image_input'"),
         ({"model": ["VisionTransformer"]}, "holds a "),
         ({"args": None}, "is damaged: its 'cvattn' entry has no 'args'"),

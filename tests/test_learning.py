@@ -50,6 +50,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, 17, 29])
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
 def test_attention_finds_the_marked_pixel(form, seed):

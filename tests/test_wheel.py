@@ -4,22 +4,22 @@ import os
 import subprocess
 import sys
 import tarfile
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from built_wheel import installed_wheel
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_the_wheel_carries_the_library_its_commands_and_the_configuration(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)], check=True
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+def test_the_wheel_carries_the_library_its_commands_and_the_configuration(
+    tmp_path, tmp_path_factory, monkeypatch
+):
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # it may name the checkout
+    wheel = installed_wheel(tmp_path_factory)
+    names = zipfile.ZipFile(wheel.file).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"cvattn"}
     assert "cvattn/py.typed" in names
@@ -27,28 +27,14 @@ def test_the_wheel_carries_the_library_its_commands_and_the_configuration(tmp_pa
     assert conf <= set(names)
     assert {f"cvattn/explorer/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
 
-    # The libraries it needs are taken from this environment: installing them takes minutes.
-    environment = tmp_path / "environment"
-    venv.create(environment, with_pip=True, system_site_packages=False)
-    python = environment / "bin" / "python"
-    here = [path for path in sys.path if path.endswith("site-packages")]
-    (site,) = environment.glob("lib/python*/site-packages")
-    subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True
-    )
-    # Behind the wheel's own place, and without the .pth files that point to the checkout.
-    (site / "more.pth").write_text("\n".join(here) + "\n")
     code = "import cvattn; print(cvattn.__file__)"
     used = subprocess.run(
-        [str(python), "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+        [str(wheel.python), "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
     )
-    assert Path(used.stdout.strip()).is_relative_to(site)
+    assert Path(used.stdout.strip()).is_relative_to(wheel.site)
+    program = str(wheel.environment / "bin" / "cvattn")
     shown = subprocess.run(
-        [str(environment / "bin" / "cvattn"), "--help"],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        text=True,
+        [program, "--help"], cwd=tmp_path, check=True, capture_output=True, text=True
     )
     assert "predict" in shown.stdout
     assert "evaluate" in shown.stdout
@@ -58,7 +44,7 @@ def test_the_wheel_carries_the_library_its_commands_and_the_configuration(tmp_pa
     own = "# @package _global_\nmodel: {widths: [4, 8, 5]}\ntrainer: {max_epochs: 1}\n"
     (tmp_path / "mine" / "experiment" / "small.yaml").write_text(own)
     words = ["--config-dir", "mine", "experiment=small", "data=digits", "hydra.run.dir=run"]
-    command = [str(environment / "bin" / "cvattn"), "train", *words]
+    command = [program, "train", *words]
     trained = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert trained.returncode == 0, trained.stdout + trained.stderr
     assert (tmp_path / "run" / "summary.json").is_file()

@@ -18,7 +18,7 @@ from cvattn.maps import (
     attention_rollout,
     capture_attention,
 )
-from cvattn.models import SAGANClassifier, Transformer, UNet, VisionTransformer
+from cvattn.models import SAGAN, SAGANClassifier, Transformer, UNet, VisionTransformer
 from cvattn.testing import check_attention, slow_attention
 
 
@@ -104,6 +104,14 @@ def test_a_unet_under_times_and_labels(poor_device):
     )
     labels = torch.zeros(2, dtype=torch.long, device=poor_device)
     assert model(images, times, labels).shape == images.shape
+
+
+def test_a_gan_that_is_told_how_images_are_normalised(poor_device):
+    model = SAGAN(2, image_size=16, noise_dim=7, width=4, classes=3).to(poor_device)
+    model.set_normalisation((0.4, 0.5), 0.2)
+    labels = torch.zeros(2, dtype=torch.long, device=poor_device)
+    images = model(torch.empty(2, 7, device=poor_device), labels)
+    assert model.score(images, labels).shape == (2,)
 
 
 def test_the_numbers_in_float32_are_near_those_in_float64(monkeypatch):

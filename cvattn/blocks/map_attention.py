@@ -119,7 +119,9 @@ class MapAttention(nn.Module):
         """Start anew, as after construction: after ``to_empty``, say, of a meta-device model."""
         for layer in self.projections():
             layer.reset_parameters()  # type: ignore[operator]
-            if parametrize.is_parametrized(layer, "weight"):
+            if parametrize.is_parametrized(layer, "weight") and "reset_parameters" not in vars(
+                layer
+            ):
                 # That wrote into a weight that is computed; what it is computed from is elsewhere.
                 plain: Any = parametrize.type_before_parametrizations(layer)
                 fresh = plain(layer.in_channels, layer.out_channels, 1, bias=False)

@@ -1,6 +1,7 @@
 """Arguments that several commands take: images, and ``data=NAME data.KEY=VALUE``."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,11 +11,12 @@ import yaml
 
 from cvattn.cli.common import CommandError, shown
 from cvattn.data.image_files import ImageError
-from cvattn.inference import images
-from cvattn.inference.generator import Way
+from cvattn.inference import Generator, images
 from cvattn.models.flow import Solver
 
 T = TypeVar("T")
+# Of all ways together.
+_OPTIONS = ("steps", "solver", "guidance", "truncation")
 
 
 def say(note: str) -> None:
@@ -38,22 +40,40 @@ def readable(paths: Iterable[Path], read: Callable[[Path], T]) -> Iterator[tuple
 
 def add_way(parser: argparse.ArgumentParser) -> None:
     """The options that say how images are made; :func:`way_of` reads them."""
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="of the solver (20)")
-    parser.add_argument("--solver", choices=get_args(Solver), default="heun")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the solver (20)")
+    parser.add_argument("--solver", choices=get_args(Solver), help="(heun)")
     parser.add_argument(
         "--guidance",
         type=float,
-        default=1.0,
         metavar="G",
         help="more than 1: more of their class and more alike, at twice the cost (1)",
+    )
+    parser.add_argument(
+        "--truncation",
+        type=float,
+        metavar="T",
+        help="of a GAN's noise, in standard deviations: more typical and more alike (none)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
 
 
-def way_of(args: argparse.Namespace) -> Way:
-    if args.steps < 1:
-        raise CommandError(f"--steps {args.steps} must be at least 1")
-    return Way(steps=args.steps, solver=args.solver, guidance=args.guidance, seed=args.seed)
+def way_of(args: argparse.Namespace, generator: Generator) -> Any:
+    """How this network is to make images.
+
+    Raises:
+        CommandError: an option that is for networks of another kind, or a value of no use.
+    """
+    given = {name: getattr(args, name) for name in _OPTIONS if getattr(args, name) is not None}
+    fields = {field.name for field in dataclasses.fields(generator.way)}
+    other = next((name for name in given if name not in fields), None)
+    if other is not None:
+        own = ", ".join(f"--{name}" for name in (*_OPTIONS, "seed") if name in fields)
+        raise CommandError(
+            f"--{other}: a {type(generator.network).__name__} makes images otherwise; it has {own}"
+        )
+    if given.get("steps", 1) < 1:
+        raise CommandError(f"--steps {given['steps']} must be at least 1")
+    return generator.way(**given, seed=args.seed)
 
 
 def parse_data(settings: Sequence[str]) -> tuple[str | None, dict[str, Any]]:

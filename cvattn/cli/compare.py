@@ -141,6 +141,8 @@ def _draw_curves(found: Sequence[Comparison], results: Path) -> list[str]:
     judged = [metric.column.replace("_", "/", 1) for each in found for metric in each.metrics]
     if not curves or not judged:
         return []
+    if len({row["epoch"] for row in curves}) == 1:  # one point is no curve
+        return [file.name]
     with figures.tolerate_failure(path.name):
         from cvattn.comparison.curves import draw
 

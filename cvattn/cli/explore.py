@@ -13,9 +13,17 @@ from cvattn.cli.arguments import find_images, parse_data, readable, say
 from cvattn.cli.common import CommandError, Parser, add_checkpoint, own_network, shown
 from cvattn.cli.hidden_part import PARTS, known_part
 from cvattn.data.image_files import read_picture
-from cvattn.explorer import Page, explore, explore_making
-from cvattn.inference import InferenceError, as_image_network, as_line_reader, open_network
-from cvattn.inference.generator import Generator, as_generator
+from cvattn.explorer import Page, explore, explore_made, explore_making
+from cvattn.inference import (
+    FlowGenerator,
+    GANGenerator,
+    Generator,
+    InferenceError,
+    as_generator,
+    as_image_network,
+    as_line_reader,
+    open_network,
+)
 from cvattn.inference.image_network import makes_images
 from cvattn.inference.timm_network import TimmNetwork, open_timm
 from cvattn.models import Reader
@@ -85,6 +93,9 @@ def _making(generator: Generator, args: Any, files: Sequence[str], settings: Seq
     """The page of a network that makes images; 1 if a file could not be read, else 0."""
     if settings:
         raise CommandError(f"{settings[0]}: this network makes images, and is shown none")
+    if isinstance(generator, GANGenerator):
+        return _made(generator, args, files)
+    assert isinstance(generator, FlowGenerator)
     if bool(files) != bool(args.mask):
         raise CommandError(
             "IMAGE... and --mask go together: images to be completed, and what of them is made anew"
@@ -111,6 +122,25 @@ def _making(generator: Generator, args: Any, files: Sequence[str], settings: Seq
         raise CommandError(str(error)) from error
     _save(page, shown(args.checkpoint), Path(args.output))
     return int(failed)
+
+
+def _made(generator: GANGenerator, args: Any, files: Sequence[str]) -> int:
+    """The page of a GAN."""
+    if files or args.mask:
+        raise CommandError(
+            f"{shown(files[0]) if files else '--mask'}: a {type(generator.network).__name__} makes "
+            "whole images only, and is shown its own"
+        )
+    try:
+        page = explore_made(
+            generator, layers=args.layer, count=4 if args.count is None else args.count
+        )
+    except InferenceError:
+        raise
+    except (ValueError, MemoryError) as error:
+        raise CommandError(str(error)) from error
+    _save(page, shown(args.checkpoint), Path(args.output))
+    return 0
 
 
 def _timm(args: Any, names: Sequence[str]) -> tuple[TimmNetwork, dict[str, Any], bool]:

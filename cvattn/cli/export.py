@@ -37,8 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         raise CommandError(f"-o {shown(target)}: expected a file name that ends in {form.suffix}")
     if not target.parent.is_dir():
         raise CommandError(f"-o {shown(target)}: there is no folder {shown(target.parent)}")
-    # The positions of a ViT are those of one size.
-    fixed = args.fixed_size or hasattr(call.opened.network, "resample")
+    fixed = args.fixed_size or call.fixed_size
     names = {0: "batch"} if fixed else {0: "batch", 2: "height", 3: "width"}
     description = call.describe(names)
     try:
@@ -128,11 +127,17 @@ def _report(
     sizes = call.sizes(fixed=fixed)
     shape = ", ".join(map(str, description["input"]))
     print(f"{shown(target)}: {type(call.opened.network).__name__}, {target.stat().st_size:,} bytes")
-    print(f"  takes    images ({shape}), float32: {description['preprocessing']}")
-    print(f"           {', '.join(constants)}; these are also in the file")
+    first = call.names[0]
+    says = description["noise" if call.from_noise else "preprocessing"]
+    print(f"  takes    {first} ({shape}), float32: {says}")
+    if not call.from_noise:
+        print(f"           {', '.join(constants)}; these are also in the file")
     for name, (words, _) in call.inputs.items():
         print(f"           {name} {words}")
     print(f"  gives    {call.output} {call.gives}")
+    if call.from_noise:
+        print(f"           {description['postprocessing']}")
+        print(f"           {', '.join(constants)}; these are also in the file")
     print(
         f"  checked  in {form.runner} {version(form.runner)} on batches of "
         f"{', '.join(map(str, BATCHES))} and sizes of {', '.join(f'{h} x {w}' for h, w in sizes)}: "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cvattn.checkpoint import Own
-from cvattn.inference.generator import Generator, as_generator
+from cvattn.inference import GANGenerator, Generator, as_generator
 from cvattn.inference.image_network import ImageNetwork, makes_images
 from cvattn.inference.network import open_network
 from cvattn.inference.segmenter import Segmenter, as_image_network
@@ -22,8 +22,8 @@ class Call:
 
     Attributes:
         opened: the network, and what its checkpoint says of it.
-        inputs: for each input its name, what it is in words, and an example for so many images: the
-            images come first and have an example of their own size.
+        inputs: for each further input its name, what it is in words, and an example for so many
+            images. The first one is images, or the noise that they are made from.
         output, gives: the name of what comes out, and what it is.
         classes: names of the classes, or of all outputs of a classifier.
     """
@@ -36,14 +36,30 @@ class Call:
 
     @property
     def names(self) -> list[str]:
-        """Of the inputs, the images first."""
-        return ["images", *self.inputs]
+        """Of the inputs, in order."""
+        return ["noise" if self.from_noise else "images", *self.inputs]
+
+    @property
+    def from_noise(self) -> bool:
+        """Whether images are made, in one call, rather than taken."""
+        return isinstance(self.opened, GANGenerator)
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the network knows one size of images only: that of its positions, or its own."""
+        return self.from_noise or hasattr(self.opened.network, "resample")
 
     def example(self, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
         """What the network could be called with: images that look normalised, and the rest."""
-        generator = torch.Generator().manual_seed(batch)
-        images = torch.randn(batch, self.opened.channels, *size, generator=generator)
-        return (images, *(make(batch) for _, make in self.inputs.values()))
+        shape = self._shape(size)
+        first = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(batch))
+        return (first, *(make(batch) for _, make in self.inputs.values()))
+
+    def _shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+        """Of the first input, for one image."""
+        if isinstance(self.opened, GANGenerator):
+            return (self.opened.noise_dim,)
+        return (self.opened.channels, *size)
 
     def examples(self, *, fixed: bool) -> Iterator[tuple[Tensor, ...]]:
         """Calls with each batch and size that is checked."""
@@ -64,11 +80,17 @@ class Call:
     def describe(self, open_sides: dict[int, str]) -> dict[str, Any]:
         """What a user of the file has to know, in plain values; it is stored in the file."""
         values = self.opened.values if isinstance(self.opened, Segmenter) else ()
-        shape = ["batch", self.opened.channels, *self.opened.image_size]
+        shape = ["batch", *self._shape(self.opened.image_size)]
+        ways = {"preprocessing": "pixels scaled to 0..1, then (x - mean) / std for each channel"}
+        if self.from_noise:
+            ways = {
+                "noise": "from a standard normal distribution",
+                "postprocessing": "x * std + mean for each channel are pixels in 0..1",
+            }
         return {
             "input": [open_sides.get(index, size) for index, size in enumerate(shape)],
             **{name: words for name, (words, _) in self.inputs.items()},
-            "preprocessing": "pixels scaled to 0..1, then (x - mean) / std for each channel",
+            **ways,
             "mean": list(self.opened.mean),
             "std": list(self.opened.std),
             "image_size": list(self.opened.image_size),
@@ -103,9 +125,19 @@ def open_call(path: str, own: Own | None = None) -> Call:
 
 def _of_generator(generator: Generator) -> Call:
     count = len(generator.classes)
+    of_class = f"(batch,) int64: 0 to {count - 1} for a class"
+    if isinstance(generator, GANGenerator):
+        labels = {"labels": (of_class, lambda batch: torch.arange(batch) % count)}
+        return Call(
+            opened=generator,
+            inputs=labels if generator.labelled else {},
+            output="images",
+            gives=f"(batch, {', '.join(map(str, (generator.channels, *generator.image_size)))})",
+            classes=generator.classes,
+        )
     inputs = {"times": ("(batch,) float32: 0 for noise to 1 for an image", _times)}
     if generator.labelled:
-        words = f"(batch,) int64: 0 to {count - 1} for a class, {count} for none"
+        words = f"{of_class}, {count} for none"
         inputs["labels"] = (words, lambda batch: torch.arange(batch) % (count + 1))
     return Call(
         opened=generator,

@@ -50,7 +50,7 @@ def _write_onnx(
             verbose=False,
             input_names=call.names,
             output_names=[call.output],
-            dynamic_shapes={"images": names} | {name: {0: names[0]} for name in call.inputs},
+            dynamic_shapes={call.names[0]: names} | {name: {0: names[0]} for name in call.inputs},
         )
     assert written is not None
     for key, value in description.items():

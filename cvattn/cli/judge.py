@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,16 @@ from rich.table import Table
 from torch import Tensor
 
 from cvattn.cli.arguments import add_way, parse_data, say, way_of
-from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, folder_beside, shown
+from cvattn.cli.common import (
+    CommandError,
+    Parser,
+    add_checkpoint,
+    folder_beside,
+    own_network,
+    shown,
+)
 from cvattn.data import DataInfo
-from cvattn.inference import open_classifier
-from cvattn.inference.generator import Generator, open_generator
+from cvattn.inference import Generator, open_classifier, open_generator
 from cvattn.inference.grids import image_grid
 from cvattn.inference.own_data import MODULES, choose_data, loaded
 from cvattn.quality import (
@@ -26,6 +33,7 @@ from cvattn.quality import (
     floor,
     judge,
     ladder,
+    learn_from,
 )
 from cvattn.system import figures
 from cvattn.system.files import whole_file, write_text
@@ -36,14 +44,16 @@ _MOST = 2000  # samples, if the data has as many test images
 def run(arguments: Sequence[str]) -> int:
     """The command. Leaves ``judgement.json``, ``samples.png``, ``neighbours.png``, a ladder."""
     args = _parser().read(arguments)
-    way = way_of(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = open_generator(args.checkpoint, device)
+    generator = open_generator(args.checkpoint, device, network=own_network(args))
+    way = way_of(args, generator)
     data, notes = choose_data(generator, *parse_data(args.data))
     for note in notes:
         say(note)
     info = loaded(data)
     classifier = _classifier(args.classifier, generator, device)
+    if args.learn and not generator.labelled:
+        raise CommandError("--learn: the network is told no class that could be learned")
     count = min(_MOST, info.test_size, info.train_size) if args.count is None else args.count
     folder = Path(args.output) if args.output else folder_beside(Path(args.checkpoint), "judgement")
     try:
@@ -63,8 +73,13 @@ def run(arguments: Sequence[str]) -> int:
         classifier=classifier,
         ladder=rungs,
     )
+    learned = None
+    if args.learn:
+        errors.print("training small classifiers", soft_wrap=True)
+        learned = learn_from(samples, torch.from_numpy(told), reference)
     content = {
         **judgement.as_dict(),
+        "learned": None if learned is None else asdict(learned),
         "checkpoint": str(Path(args.checkpoint).absolute()),
         "classifier": args.classifier,
         "way": vars(way),
@@ -86,6 +101,11 @@ def run(arguments: Sequence[str]) -> int:
         with figures.tolerate_failure("ladder.png"):
             draw_ladder(rungs, folder / "ladder.png", samples=judgement.samples, title=title)
     _show(Console(highlight=False), judgement, rungs, info)
+    if learned is not None:
+        print(
+            f"A small classifier that learns from these images knows {learned.samples:.2%} of the "
+            f"test images; from as many training images {learned.training:.2%}."
+        )
     print(f"{shown(folder)}/: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
 
@@ -145,18 +165,23 @@ def _parser() -> Parser:
     parser = Parser(
         prog="cvattn judge",
         usage="cvattn judge CHECKPOINT [data=NAME] [data.KEY=VALUE ...] [-n N] "
-        "[--classifier CHECKPOINT] [--ladder] [-o FOLDER]",
+        "[--classifier CHECKPOINT] [--learn] [--ladder] [-o FOLDER]",
         description="Fréchet and kernel distance of made images from test images, by the features "
         "of EfficientNet-Lite0, beside those of training images; nearest training images. Without "
         "data=... the data that the checkpoint says it was trained on.",
     )
-    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    add_checkpoint(parser)
     parser.add_argument("data", nargs="*", help=f"data={'|'.join(MODULES)}, and any argument of it")
     parser.add_argument(
         "-n", "--count", type=int, metavar="N", help=f"images ({_MOST:,}, or all test images)"
     )
     parser.add_argument(
         "--classifier", metavar="CHECKPOINT", help="says how many are of the class asked for"
+    )
+    parser.add_argument(
+        "--learn",
+        action="store_true",
+        help="also what a small classifier learns from them, of the test images: half a minute",
     )
     parser.add_argument(
         "--ladder", action="store_true", help="also of training images made worse: takes minutes"

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from cvattn.cli.arguments import add_way, readable, way_of
-from cvattn.cli.common import CHECKPOINT_HELP, CommandError, Parser, shown
+from cvattn.cli.common import CommandError, Parser, add_checkpoint, own_network, shown
 from cvattn.cli.hidden_part import PARTS, known_part
-from cvattn.inference.generator import Generator, Way, open_generator
+from cvattn.inference import FlowGenerator, GANGenerator, Generator, Way, open_generator
 from cvattn.inference.grids import image_grid
 from cvattn.system import did_you_mean
 from cvattn.system.files import whole_file
@@ -21,17 +21,31 @@ def run(arguments: Sequence[str]) -> int:
     """The command. Leaves one picture of all images and, if asked for, a file of each."""
     args = _parser().read(arguments)
     if args.count is None:
-        args.count = 4 if args.complete else 64
+        args.count = 4 if args.complete else 10 if args.between else 64
     _check(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = open_generator(args.checkpoint, device)
+    generator = open_generator(args.checkpoint, device, network=own_network(args))
     classes = [_label(generator, name) for name in args.classes]
-    way = way_of(args)
+    way = way_of(args, generator)
     if args.complete:
+        if not isinstance(generator, FlowGenerator):
+            raise CommandError(
+                f"--complete: a {type(generator.network).__name__} makes whole images only; "
+                "networks that complete are trained with model=unet task=flow"
+            )
         rows, names = _completed(generator, args, classes, way)
         sheet = image_grid(rows.reshape(-1, *rows.shape[2:]), rows.shape[1])
         made = rows[:, 2:].reshape(-1, *rows.shape[2:])
         names = [f"{name}_{number}" for name in names for number in range(rows.shape[1] - 2)]
+    elif args.between:
+        if not isinstance(generator, GANGenerator):
+            raise CommandError(
+                f"--between: a {type(generator.network).__name__} makes each image by itself; "
+                "noise of a network of model=sagan_gan has images between"
+            )
+        made, labels = generator.between(args.count, classes=classes, steps=args.between, way=way)
+        sheet = image_grid(made, args.between)
+        names = [_name(generator, place, label) for place, label in enumerate(labels)]
     else:
         made, labels = generator.sample(args.count, classes=classes, way=way)
         sheet = image_grid(made, _columns(args.count, len(classes or generator.classes)))
@@ -44,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
             _write_each(Path(args.each), made, names)
     except OSError as error:
         raise CommandError(f"{error}") from error
-    print(f"{shown(target)}: {_said(args, len(made))}")
+    print(f"{shown(target)}: {_said(args, len(made))}{way.words}")
     if args.each:
         print(f"{shown(args.each)}/: each of them as a file of its own")
     return 0
@@ -54,6 +68,12 @@ def _check(args) -> None:
     for name in ("count", "rounds"):
         if getattr(args, name) < 1:
             raise CommandError(f"{name}={getattr(args, name)} must be at least 1")
+    if args.between is not None and (args.between < 2 or args.complete):
+        raise CommandError(
+            f"--between {args.between}: expected at least 2 images, the ends of a way"
+            if args.between < 2
+            else "--between and --complete: give one of them"
+        )
     if bool(args.complete) != bool(args.mask):
         raise CommandError(
             "--complete IMAGE... and --mask go together: the mask says what is to be made anew, "
@@ -74,7 +94,7 @@ def _label(generator: Generator, name: str) -> int:
 
 
 def _completed(
-    generator: Generator, args, classes: Sequence[int], way: Way
+    generator: FlowGenerator, args, classes: Sequence[int], way: Way
 ) -> tuple[np.ndarray, list[str]]:
     """(files, 2 + count, C, H, W): the image, what is left of it, and ``count`` ways to go on."""
     known = known_part(args.mask, generator.image_size)
@@ -118,19 +138,20 @@ def _write_each(folder: Path, pixels: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _said(args, count: int) -> str:
-    way = way_of(args).words
-    if not args.complete:
-        return f"{count} images, {way}"
-    return f"each image, what of it was kept, and {args.count} completions of it; {way}"
+    if args.complete:
+        return f"each image, what of it was kept, and {args.count} completions of it; "
+    if args.between:
+        return f"{args.count} ways of {args.between} images from one noise to another, "
+    return f"{count} images, "
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="cvattn sample",
-        description="Make images with a network that was trained to (model=unet task=flow), or "
-        "complete given ones. The same command gives the same images, bit for bit.",
+        description="Make images with a network that was trained to (model=unet, model=sagan_gan), "
+        "or complete given ones. The same command gives the same images, bit for bit.",
     )
-    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    add_checkpoint(parser)
     parser.add_argument(
         "-n",
         "--count",
@@ -149,6 +170,12 @@ def _parser() -> Parser:
         "and completions of none: they go by what is left of the image",
     )
     add_way(parser)
+    parser.add_argument(
+        "--between",
+        type=int,
+        metavar="N",
+        help="of a GAN: rows of N images on the way from one noise to another, -n of them (10)",
+    )
     parser.add_argument("--complete", nargs="+", metavar="IMAGE", help="files to be completed")
     parser.add_argument(
         "--mask",

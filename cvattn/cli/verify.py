@@ -34,8 +34,8 @@ class Contract:
         command: ``python train.py ...``, without a seed.
         data: its name, and whether it is the JPEG copy: accuracies on that are lower.
         metric: of the test set: "accuracy", "accuracy_views" (see ``cvattn evaluate --views``),
-            "mean_iou" of masks, or "loss" of what makes images.
-        mean: over ``seeds``, in percent; a loss as it is.
+            "mean_iou" of masks, "loss" of a flow or "swd" of a GAN.
+        mean: over ``seeds``, in percent; a loss or distance as it is.
         expect: likewise; 95 % of single runs land in it.
         seeds: those that ``mean`` and ``expect`` come from.
         pflop: training cost, the same on any machine.

@@ -13,6 +13,7 @@ _WORDS = {
     "cer": "character error rate",
     "f1_macro": "F1 (macro)",
     "mean_iou": "mean IoU",
+    "swd": "SWD",
 }
 
 

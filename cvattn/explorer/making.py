@@ -13,8 +13,7 @@ from cvattn.cost import count_parameters
 from cvattn.explorer.content import Content
 from cvattn.explorer.page import Page
 from cvattn.explorer.weights import collect
-from cvattn.inference import InferenceError
-from cvattn.inference.generator import Generator, Way
+from cvattn.inference import FlowGenerator, InferenceError, Way
 
 TIMES = (0.0, 0.2, 0.4, 0.6, 0.8)
 
@@ -29,7 +28,7 @@ class _Moment(NamedTuple):
 
 
 def explore_making(
-    generator: Generator,
+    generator: FlowGenerator,
     *,
     count: int = 4,
     pixels: np.ndarray | None = None,
@@ -44,7 +43,7 @@ def explore_making(
     """A page of images on their way from noise, on which every place shows what it attends to.
 
     Args:
-        generator: of :func:`cvattn.inference.generator.open_generator`.
+        generator: of :func:`cvattn.inference.open_generator`.
         count: images that are made.
         pixels, known: images to be completed instead, uint8 (B, C, H, W), and bool (B, H, W), True
             where a pixel stays: what do the places that are made anew look at?
@@ -53,13 +52,13 @@ def explore_making(
             complete images, for none.
         times: in [0, 1), at which an image is looked at; 0 is noise. The step of the way that
             begins there, or last before it, is the one that is shown.
-        way, rounds: how they are made; see :meth:`Generator.sample` and
-            :meth:`Generator.complete`.
+        way, rounds: how they are made; see :meth:`FlowGenerator.sample` and
+            :meth:`FlowGenerator.complete`.
         layers: names of blocks; None = all.
 
     Raises:
         InferenceError: times outside their range; one of ``pixels`` and ``known`` without the
-            other; as in :class:`Generator`.
+            other; as in :class:`FlowGenerator`.
         ValueError: the network has no attention, or none of that name.
     """
     way = Way() if way is None else way
@@ -105,7 +104,7 @@ def explore_making(
 
 
 def _content(
-    generator: Generator, moments: Sequence[_Moment], layers: Sequence[str] | None
+    generator: FlowGenerator, moments: Sequence[_Moment], layers: Sequence[str] | None
 ) -> Content:
     left = iter(moments)
 

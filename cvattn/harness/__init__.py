@@ -4,7 +4,8 @@
 goes through the files here in this order: ``job`` (of a command line), ``fit`` (the whole run),
 ``start`` (what it goes out from: the command line, or a checkpoint and its ``position``),
 ``assemble`` (data, network, task; ``precision``, ``provenance``), ``begin`` (the first files), and
-the callbacks: ``callbacks``, ``averaging``, ``checkpoints``, ``run_state``, ``stopping`` (signals).
+the callbacks: ``callbacks``, ``averaging``, ``frozen_statistics``, ``checkpoints``, ``run_state``,
+``stopping`` (signals).
 """
 
 from cvattn.harness.allocator import keep_freed_memory
@@ -14,11 +15,12 @@ from cvattn.harness.checkpoints import BestCheckpoint, LastCheckpoint
 from cvattn.harness.config.command_line import check_command_line
 from cvattn.harness.config.errors import ConfigError, TrainingStopped
 from cvattn.harness.fit import fit
+from cvattn.harness.frozen_statistics import FrozenStatistics
 from cvattn.harness.job import run_job
 from cvattn.harness.plain_trainer import resumable
 from cvattn.harness.reporting.console import plain_errors
 from cvattn.harness.reporting.csv_log import CSVLog
-from cvattn.harness.reporting.sample_pictures import SampleGrid
+from cvattn.harness.reporting.sample_pictures import MadeGrid, SampleGrid
 from cvattn.harness.reporting.sweep_table import SweepTable
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "BestCheckpoint",
     "CSVLog",
     "ConfigError",
+    "FrozenStatistics",
     "LastCheckpoint",
+    "MadeGrid",
     "SampleGrid",
     "SweepTable",
     "TrainingStopped",

@@ -15,13 +15,14 @@ from torch import nn
 
 from cvattn import checkpoint
 from cvattn.cost import count_macs
-from cvattn.data import DataModule, Facts
+from cvattn.data import DataInfo, DataModule, Facts
 from cvattn.harness.config.checks import resolve_target
 from cvattn.harness.config.decisions import Decision, decide
 from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.config.own_network import place_of
 from cvattn.harness.config.resolve import build, resolve
 from cvattn.harness.config.saved_run import SavedRun
+from cvattn.harness.config.trainer_checks import check_steps
 from cvattn.harness.precision import probe_precision
 from cvattn.harness.start import Start
 from cvattn.tasks import NetworkTask
@@ -73,13 +74,13 @@ class Run:
     more_callbacks: tuple[pl.Callback, ...] = ()
     again: str | None = None
 
-    def macs_at(self, size: tuple[int, ...]) -> int:
-        """For one sample of that size."""
+    def training_macs_at(self, size: tuple[int, ...]) -> int:
+        """For one sample of that size: see :meth:`cvattn.tasks.NetworkTask.training_macs`."""
         network = copy.deepcopy(self.network)
         resample = getattr(network, "resample", None)
         if callable(resample):
             resample(size)
-        return count_macs(network, *self.task.call_arguments(*self.info.zeros(size)))
+        return self.task.training_macs(network, *self.info.zeros(size))
 
 
 def assemble(cfg: DictConfig) -> Run:
@@ -102,6 +103,7 @@ def assemble(cfg: DictConfig) -> Run:
     network = build(cfg.model, "model")
     told = _told(cfg, data, start.given)
     task = build(cfg.task, "task", network=network, **told)
+    check_steps(task, cfg.trainer)
     given = {k: v for k, v in cfg.model.items() if not str(k).startswith("_")}
     check_network(task, data.describe(), built_with=given)
     changes = [text for text in start.given if text.startswith("data.")]
@@ -173,15 +175,20 @@ def make_ready(
     """
     network = task.network
     try:
-        task.make_optimizer()
+        task.make_optimizers()
     except (ValueError, TypeError) as error:
         raise ConfigError(f"recipe.optimizer: {error}") from error
     info = _load(data)
     if saved is not None:
         saved.check_same_data(info, resized=resized)
+    try:
+        notes = task.meet(info)
+    except ValueError as error:
+        raise ConfigError(f"task: {error}") from error
     if _channels_last(task):
         network.to(memory_format=torch.channels_last)
-    notes = _begin(network, data) if saved is None else []
+    if saved is None:
+        notes += _begin(network, data)
     macs = count_macs(network, *task.call_arguments(*info.zeros(info.size)))
     precision = _precision(cfg, task, info)
     cfg.trainer.precision = precision.choice
@@ -215,6 +222,9 @@ def _begin(network: Any, data: DataModule) -> list[str]:
             raise ConfigError(f"model: {error}") from error
         if weights is not None:
             notes.append(f"starts from weights: {weights}")
+    info = data.describe()
+    if hasattr(network, "set_normalisation") and isinstance(info, DataInfo):
+        network.set_normalisation(info.mean, info.std)
     if hasattr(network, "fit_to_images"):
         network.fit_to_images(*data.example_inputs(_IMAGES_TO_FIT, split="train"))
     return notes

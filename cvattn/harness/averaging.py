@@ -10,6 +10,8 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from cvattn.tasks import NetworkTask
+
 
 class AveragedWeights(EMAWeightAveraging):
     """An exponential moving average of the weights, as soon as there is one.
@@ -18,6 +20,8 @@ class AveragedWeights(EMAWeightAveraging):
     from then on the averaged ones, and checkpoints keep both. Lightning's own callback judges and
     saves the *initial* weights until then, and its first update may come after the first step and
     be the only one. The average is of float weights and buffers; counters are those of training.
+    A task may compute buffers anew for the averaged weights (``settle``), which go into checkpoints
+    from the next validation on.
 
     Args:
         decay: share of the average that an update keeps, in [0, 1): an average over about the last
@@ -100,16 +104,19 @@ class AveragedWeights(EMAWeightAveraging):
         self._updates += 1
         assert self._average_model is not None
         for average, current in zip(
-            self._average_model.module.buffers(), pl_module.buffers(), strict=True
+            self._average_model.module.modules(), pl_module.modules(), strict=True
         ):
-            if not average.is_floating_point():
-                average.copy_(current)
+            of_training = _of_training(current)
+            for name, buffer in average.named_buffers(recurse=False):
+                if name in of_training:
+                    buffer.copy_(getattr(current, name))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lightning swaps the two, which rounds the average where the network has fewer bits.
         if self.begun and trainer.state.fn == TrainerFn.FITTING:
             self._trained = [tensor.detach().clone() for tensor in _tensors(pl_module)]
             self._copy_average_to_current(pl_module)
+            self._settle(pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._put_back(pl_module)
@@ -123,6 +130,7 @@ class AveragedWeights(EMAWeightAveraging):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.begun:
             super().on_train_end(trainer, pl_module)
+            self._settle(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "updates": self._updates}
@@ -148,11 +156,28 @@ class AveragedWeights(EMAWeightAveraging):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     @torch.no_grad()
+    def _settle(self, pl_module: pl.LightningModule) -> None:
+        """What the task computes anew for the averaged weights is saved with them."""
+        if isinstance(pl_module, NetworkTask) and pl_module.settle():
+            assert self._average_model is not None
+            kept = self._average_model.module.buffers()
+            for buffer, settled in zip(kept, pl_module.buffers(), strict=True):
+                buffer.copy_(settled)
+
+    @torch.no_grad()
     def _put_back(self, pl_module: pl.LightningModule) -> None:
         if self._trained:
             for tensor, trained in zip(_tensors(pl_module), self._trained, strict=True):
                 tensor.copy_(trained)
             self._trained = []
+
+
+def _of_training(module: nn.Module) -> set[str]:
+    """The buffers of this module by itself whose mean means nothing."""
+    buffers = dict(module.named_buffers(recurse=False))
+    if {"_u", "_v"} <= buffers.keys():  # torch's spectral norm, whose class is private
+        return {"_u", "_v"}
+    return {name for name, buffer in buffers.items() if not buffer.is_floating_point()}
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -25,6 +25,7 @@ from cvattn.harness.config.resolve import build
 from cvattn.harness.config.saved_run import run_folder
 from cvattn.harness.reporting import panels
 from cvattn.harness.reporting.console import plain_console, quiet
+from cvattn.harness.reporting.csv_log import CSVLog
 from cvattn.harness.reporting.progress import ProgressLines, Throughput
 from cvattn.harness.reporting.run_pictures import draw_run
 from cvattn.harness.reporting.summary import score_of, write_summary
@@ -122,6 +123,9 @@ def _carry_out(run: Run, stopping: Stopping) -> dict[str, Any]:
         average = averaged(trainer.callbacks)  # type: ignore[attr-defined]
         if average is not None and (said := average.note(trainer.global_step)):
             run.notes.append(said)
+        logs = [logger for logger in trainer.loggers if isinstance(logger, CSVLog)]
+        evaluations = logs[0].column(criterion.metric) if logs else []
+        run.notes += run.task.remarks(tested, evaluations)
         draw_run(run, trainer)
         summary |= {
             **facts,
@@ -134,7 +138,7 @@ def _carry_out(run: Run, stopping: Stopping) -> dict[str, Any]:
             "parameters": count_parameters(run.network),
             "epochs": epochs,
             "steps": trainer.global_step,
-            **throughput.figures(run.macs_at, run.info.unit),
+            **throughput.figures(run.training_macs_at, run.info.unit),
         }
         write_summary(run.folder / "summary.json", summary)
         panels.show_end(console, summary, run)
@@ -153,7 +157,7 @@ def _trainer(run: Run, callbacks: list[pl.Callback]) -> pl.Trainer:
     return build(
         run.cfg.trainer,
         "trainer",
-        strategy=strategy_for(run.cfg),
+        strategy=strategy_for(run.cfg, run.task),
         callbacks=[*callbacks, *more],
         logger=loggers,
         plugins=[*(run.cfg.trainer.get("plugins") or []), *own],

@@ -243,7 +243,7 @@ def _run(
     told = {key: str(getattr(data, key)) for key in ("root",) if hasattr(data, key)}
     resolved["data"] |= {"_target_": _target(data, cvattn.data), **told}
     resolved["task"] = {"_target_": _target(task, cvattn.tasks)}
-    resolved["recipe"] = {"optimizer": str(task.make_optimizer())}
+    resolved["recipe"] = {"optimizer": "\n".join(map(str, task.make_optimizers()))}
     commits = [] if saved is None else [each for each in saved.meta["commits"] if each != commit()]
     commits = [*commits, commit()]
     meta = {

@@ -112,7 +112,8 @@ class Stopping(pl.Callback):
                 return
             number = torch.tensor(self.number or 0, device=device)
             distributed.all_reduce(number, distributed.ReduceOp.MAX)
-            self.number = int(number) or None
+            # One that came while they asked is kept: it is told the next time.
+            self.number = int(number) or self.number
         if self.number is not None:
             trainer._signal_connector.received_sigterm = True
 

@@ -9,6 +9,7 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig
+from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch.distributed import DistError
 
@@ -18,8 +19,10 @@ from cvattn.harness.config.launchers import launch
 _UNUSED = "_find_unused_parameters_"
 
 
-def strategy_for(cfg: DictConfig) -> str | Strategy:
+def strategy_for(cfg: DictConfig, task: LightningModule) -> str | Strategy:
     """The configured strategy; of several processes one that does not wait for ever.
+
+    Where the task takes its steps itself, each is of a part of the network.
 
     Where another process is killed its connections close, and what waits for them ends. Where its
     whole machine is gone, or the network to it, nothing says so but the time.
@@ -29,6 +32,8 @@ def strategy_for(cfg: DictConfig) -> str | Strategy:
     if name != "ddp":
         return name
     options: dict[str, Any] = {"find_unused_parameters": unused == "true"} if unused else {}
+    if not task.automatic_optimization:
+        options["find_unused_parameters"] = True
     if minutes is not None:
         options["timeout"] = timedelta(minutes=minutes)
     return DDPStrategy(**options)

@@ -13,7 +13,7 @@ from cvattn.core.devices import device_of
 from cvattn.data.image_files import cut, read_picture
 from cvattn.inference.errors import InferenceError
 from cvattn.inference.images import read_image
-from cvattn.models import UNet
+from cvattn.models.making import is_flow, missing_of_a_pair
 
 # Data whose images are cut to shape, never squeezed.
 _CUT = tuple(
@@ -115,7 +115,7 @@ def facts_of(network: nn.Module, name: str) -> dict[str, Any]:
 
 def makes_images(network: nn.Module) -> bool:
     """Whether it was trained to make images, rather than to say something of them."""
-    return isinstance(network, UNet) and network.timed
+    return is_flow(network) or not missing_of_a_pair(network)
 
 
 def names_pixels(network: nn.Module) -> bool:

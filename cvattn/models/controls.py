@@ -14,10 +14,12 @@ from cvattn.core.initial_values import start_at_zero
 
 def frozen_attention(channels: int) -> SelfAttention2d:
     """The common block whose gamma stays 0: its cost without its effect."""
-    block = SelfAttention2d(channels)
-    assert block.gamma is not None
-    block.gamma.requires_grad_(False)
-    return block
+    return _held(SelfAttention2d(channels))
+
+
+def frozen_biggan_attention(channels: int) -> SelfAttention2d:
+    """The released form, without spectral norm, whose gamma stays 0."""
+    return _held(SelfAttention2d.biggan(channels, spectral_norm=False))
 
 
 def unet_attention(channels: int) -> SelfAttention2d:
@@ -51,7 +53,7 @@ BLOCKS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class ConvolutionControl(nn.Module):
-    """``y = x + gamma * conv(GELU(conv(x)))`` with 3x3 convolutions; gamma starts at 0.
+    """``y = x + gamma * second(GELU(first(x)))``, 3x3 convolutions; gamma starts at 0.
 
     The channels between the two are as many as give the multiplications of the common
     :class:`SelfAttention2d` on a map of that many positions, to the nearest channel.
@@ -59,19 +61,28 @@ class ConvolutionControl(nn.Module):
     Args:
         channels: channels C of the map.
         positions: H * W of the maps it will see.
+        pooled_keys: None = the common block; else the released one
+            (:meth:`SelfAttention2d.biggan <cvattn.SelfAttention2d.biggan>`), each position of
+            which attends to so many pooled ones. The second convolution is 1x1 then, as that
+            block's last is: so its usual widths are met to the last multiplication.
 
     Shape:
         (B, C, H, W) -> (B, C, H, W).
     """
 
-    def __init__(self, channels: int, *, positions: int) -> None:
+    def __init__(self, channels: int, *, positions: int, pooled_keys: int | None = None) -> None:
         super().__init__()
         queries = max(1, channels // 8)
         # For each position: q, k and v, then a score and a weighted value for every key.
         attention = channels * (2 * queries + channels) + positions * (queries + channels)
-        hidden = max(1, round(attention / (2 * 9 * channels)))
+        last = 3
+        if pooled_keys is not None:  # and an output projection
+            values = max(1, channels // 2)
+            attention = 2 * channels * (queries + values) + pooled_keys * (queries + values)
+            last = 1
+        hidden = max(1, round(attention / (channels * (9 + last**2))))
         self.first = nn.Conv2d(channels, hidden, 3, padding=1)
-        self.second = nn.Conv2d(hidden, channels, 3, padding=1)
+        self.second = nn.Conv2d(hidden, channels, last, padding=last // 2)
         self.gamma = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
@@ -132,6 +143,12 @@ def norm_groups(channels: int) -> int:
     """
     # A power of 2 that divides the channels, or at most a quarter of them, which then does too.
     return max(1, min(math.gcd(channels, 32), channels // 4))
+
+
+def _held(block: SelfAttention2d) -> SelfAttention2d:
+    assert block.gamma is not None
+    block.gamma.requires_grad_(False)
+    return block
 
 
 def _unet_sizes(channels: int) -> dict[str, int]:

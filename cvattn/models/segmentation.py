@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from cvattn.models.controls import WideConvolution, unet_attention
 from cvattn.models.image_input import check_images
-from cvattn.models.timm_cnn import TimmCNN, check_name, insert_named
+from cvattn.models.named_attention import insert_named
+from cvattn.models.timm_cnn import TimmCNN, check_name
 from cvattn.models.timm_features import take_features, timm_features
+from cvattn.models.trained_input import TrainedInput, Values
 
 Head = Literal["fcn", "attention", "dilated"]
 _FILTER = 7  # side of the filters of "dilated"
@@ -76,6 +78,7 @@ class SegmentationNetwork(nn.Module):
         self.pretrained = pretrained
         self.in_channels = in_channels
         self.out_channels = num_classes
+        self.trained_input = None if pretrained is False else TrainedInput(in_channels)
         self.encoder, channels = timm_features(encoder, in_channels, stride)
         if attention is not None:
             insert_named(self.encoder, attention)
@@ -97,16 +100,24 @@ class SegmentationNetwork(nn.Module):
         Raises:
             ValueError: weights that cannot be had or do not fit, and what to do.
         """
-        if self.pretrained is False:
+        if self.trained_input is None:
             return None
         whole = TimmCNN(self.name, 2, in_channels=self.in_channels, pretrained=self.pretrained)
         what = whole.load_pretrained()
         take_features(self.encoder, whole.cnn)
+        assert whole.trained_input is not None
+        self.trained_input.wanted = whole.trained_input.wanted
         return what
+
+    def set_normalisation(self, mean: Values, std: Values) -> None:
+        """As :meth:`cvattn.models.TimmCNN.set_normalisation`, for the encoder."""
+        if self.trained_input is not None:
+            self.trained_input.convert(mean, std)
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.in_channels)
-        (x,) = self.encoder(images)
+        x = images if self.trained_input is None else self.trained_input(images)
+        (x,) = self.encoder(x)
         x = self.head(self.mixed(self.far(self.near(x))))
         return F.interpolate(x, images.shape[-2:], mode="bilinear")
 

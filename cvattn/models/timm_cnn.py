@@ -2,19 +2,33 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from cvattn.blocks import insert_attention
-from cvattn.models.controls import BLOCKS
-from cvattn.models.image_input import check_images
+from cvattn.models.image_input import check_images, enlarged
+from cvattn.models.named_attention import insert_named
 from cvattn.models.small_images import keep_early_size
-from cvattn.models.weight_files import load_weights, name_in_order
+from cvattn.models.trained_input import TrainedInput, Values, wanted_by_run
+from cvattn.models.weight_files import load_weights, meta_of_run, name_in_order
 from cvattn.system import is_offline
 
 _RUN = "network.cnn."  # before the keys of this network in the checkpoint of a run
+_INPUT = "network.trained_input."
 _BLOCK = ".inserted_attention."
+
+
+class _OfFile(NamedTuple):
+    """What timm has to be told to take a file's weights, those of blocks in it, what it is.
+
+    Attributes:
+        wanted: mean and standard deviation of the images that it was trained on, if it says so.
+    """
+
+    overlay: dict[str, Any]
+    blocks: dict[str, Tensor]
+    what: str
+    wanted: tuple[Values, Values] | None
 
 
 class TimmCNN(nn.Module):
@@ -32,11 +46,17 @@ class TimmCNN(nn.Module):
             those of this network in a file: a state dict or a checkpoint of timm's, or of a run of
             ours (``last.ckpt``); safetensors too. Its path, or the name of an installed package
             that has one such file (:func:`find_weights`). Where other code named the tensors they
-            are matched in order (:func:`name_in_order`).
+            are matched in order (:func:`name_in_order`). Images are then converted to the mean and
+            standard deviation that the weights were trained on (:meth:`set_normalisation`).
         small_images: a stem for images of about 32 pixels (:func:`keep_early_size`).
+        input_size: pixels of the shorter side to which smaller images are enlarged before the first
+            layer, bilinearly: the other way to small images, for pretrained filters. None = they
+            stay as they are.
         attention: ``{"after": ..., "block": ...}``: the layers, as in :func:`insert_attention`, and
             which block: "common", "pooled" (keys and values 2x2-pooled), "biggan", "unet", or
-            "frozen" (gamma stays 0: a control). None = no attention.
+            "none"; or a control: "frozen" (gamma stays 0), or "convolution"
+            (:class:`cvattn.models.controls.ConvolutionControl`, at the cost of "common" on square
+            images of ``input_size``). None = no attention, either.
 
     Shape:
         (B, in_channels, H, W) -> (B, num_classes).
@@ -54,28 +74,39 @@ class TimmCNN(nn.Module):
         in_channels: int = 3,
         pretrained: bool | str = False,
         small_images: bool = False,
+        input_size: int | None = None,
         attention: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         import timm
 
         check_name(name, weights=pretrained is True)
+        if input_size is not None and (input_size < 1 or small_images):
+            raise ValueError(
+                f"input_size={input_size} must be at least 1"
+                if input_size < 1
+                else f"input_size={input_size} enlarges small images and small_images=True gives "
+                "them a stem of their own: choose one"
+            )
         self.name = name
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.pretrained = pretrained
+        self.input_size = input_size
+        self.trained_input = None if pretrained is False else TrainedInput(in_channels)
         self.cnn = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
         if small_images:
             keep_early_size(self.cnn, in_channels)
         if attention is not None:
-            insert_named(self.cnn, attention)
+            insert_named(self.cnn, attention, image_size=input_size)
 
     def load_pretrained(self) -> str | None:
         """Take the weights that ``pretrained`` names, if any.
 
         Call this once before training (the harness does). Blocks that the weights do not know keep
-        their own. timm draws a head for another number of classes anew, and adapts filters for
-        images of other channels.
+        their own. timm adapts filters for images of other channels. A head for another number of
+        classes begins at zero (Kolesnikov et al., "Big Transfer", 2020): timm draws it, in
+        EfficientNets so wide that its first gradients undo what the filters know.
 
         Returns:
             Which weights these are, in words: of a package which file, and whether in order.
@@ -83,13 +114,14 @@ class TimmCNN(nn.Module):
         Raises:
             ValueError: weights that cannot be had or do not fit, and what to do.
         """
-        if self.pretrained is False:
+        if self.trained_input is None:
             return None
         import timm
 
         overlay, blocks, what = None, dict[str, Tensor](), "timm's"
+        wanted = self._wanted_by_timms()
         if isinstance(self.pretrained, str):
-            overlay, blocks, what = self._of_file(self.pretrained)
+            overlay, blocks, what, wanted = self._of_file(self.pretrained)
         elif is_offline():
             raise ValueError(
                 f"pretrained=True: the weights of {self.name} come from the network, which "
@@ -97,13 +129,16 @@ class TimmCNN(nn.Module):
                 "instead allows those that were downloaded before)"
             )
         try:
-            source = timm.create_model(
+            source: Any = timm.create_model(
                 self.name,
                 pretrained=True,
                 pretrained_cfg_overlay=overlay,
                 num_classes=self.num_classes,
                 in_chans=self.in_channels,
             )
+            if self.num_classes != (overlay or source.pretrained_cfg)["num_classes"]:
+                for parameter in source.get_classifier().parameters():
+                    nn.init.zeros_(parameter)
             self.cnn.load_state_dict(source.state_dict() | blocks)
         except Exception as error:  # the clients of the hub raise nearly anything
             reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -111,18 +146,40 @@ class TimmCNN(nn.Module):
                 f"pretrained={self.pretrained}: {self.name} cannot take these weights: {reason}; "
                 "pretrained=FILE takes your own, pretrained=False starts from none"
             ) from error
+        self.trained_input.wanted = wanted
         return what
 
-    def _of_file(self, given: str) -> tuple[dict[str, Any], dict[str, Tensor], str]:
-        """What timm has to be told to take a file's weights, those of blocks in it, what it is."""
+    def set_normalisation(self, mean: Values, std: Values) -> None:
+        """Say how images are normalised: trained weights get them as they were in their training.
+
+        Call this once before training, after :meth:`load_pretrained` (the harness does). Without
+        pretrained weights nothing is converted.
+
+        Args:
+            mean, std: per channel, or one for all, of pixels in 0..1.
+
+        Raises:
+            ValueError: another number of them, or a std that nothing can be divided by.
+        """
+        if self.trained_input is not None:
+            self.trained_input.convert(mean, std)
+
+    def _wanted_by_timms(self) -> tuple[Values, Values] | None:
+        said: Any = self.cnn.pretrained_cfg
+        return said["mean"], said["std"]
+
+    def _of_file(self, given: str) -> _OfFile:
+        """What a file of weights has."""
         from timm.models import get_pretrained_cfg_value
 
         try:
             state, path, what = load_weights(given)
         except ValueError as error:
             raise ValueError(f"pretrained={given}: {error}") from error
+        wanted = self._wanted_by_timms()
         if any(key.startswith(_RUN) for key in state):
-            state = {k.removeprefix(_RUN): v for k, v in state.items() if k.startswith(_RUN)}
+            wanted = wanted_by_run(meta_of_run(path), _below(_INPUT, state))
+            state = _below(_RUN, state)
         try:
             named = self._under_our_names(state, ordered=path.suffix != ".safetensors")
         except ValueError as error:
@@ -134,7 +191,8 @@ class TimmCNN(nn.Module):
         heads: Any = get_pretrained_cfg_value(self.name, "classifier")
         head = heads if isinstance(heads, str) else heads[0]
         overlay = {"state_dict": plain, "num_classes": plain[f"{head}.weight"].shape[0]}
-        return overlay, {key: value for key, value in named.items() if _of_block(key)}, what
+        blocks = {key: value for key, value in named.items() if _of_block(key)}
+        return _OfFile(overlay, blocks, what, wanted)
 
     def _under_our_names(self, state: dict[str, Tensor], *, ordered: bool) -> dict[str, Tensor]:
         """The state itself, or its tensors matched in order. timm would skip some keys."""
@@ -160,7 +218,9 @@ class TimmCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.in_channels)
-        return self.cnn(images)
+        if self.trained_input is not None:
+            images = self.trained_input(images)
+        return self.cnn(enlarged(images, self.input_size))
 
 
 def check_name(name: str, *, weights: bool) -> None:
@@ -185,18 +245,10 @@ def check_name(name: str, *, weights: bool) -> None:
         )
 
 
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is under the prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
 def _of_block(key: str) -> bool:
     return _BLOCK in key
-
-
-def insert_named(cnn: nn.Module, attention: Mapping[str, Any]) -> None:
-    """Put attention into it, in place, as ``attention`` of :class:`TimmCNN` says."""
-    given = {"after": [], "block": "common"} | dict(attention)
-    unknown = set(given) - {"after", "block"}
-    if unknown:
-        raise ValueError(f"attention: unknown {sorted(unknown)}; expected 'after' and 'block'")
-    if given["block"] not in BLOCKS:
-        near = get_close_matches(str(given["block"]), BLOCKS) or BLOCKS
-        raise ValueError(f"attention.block={given['block']!r}; did you mean {', '.join(near)}?")
-    if given["after"]:
-        insert_attention(cnn, after=given["after"], block=BLOCKS[given["block"]])

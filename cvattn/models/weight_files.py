@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 _SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -28,6 +30,14 @@ def load_weights(given: str) -> tuple[dict[str, Tensor], Path, str]:
         return load_state_dict(str(path), weights_only=True), path, what
     except Exception as error:  # on damaged files the unpickler raises nearly anything
         raise ValueError(f"not a file of weights ({error})") from error
+
+
+def meta_of_run(path: Path) -> dict[str, Any]:
+    """What the checkpoint of a run of ours says of its data; nothing if it has no such entry."""
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    entry = content.get("cvattn") if isinstance(content, dict) else None
+    meta = entry.get("meta") if isinstance(entry, dict) else None
+    return meta if isinstance(meta, dict) else {}
 
 
 def find_weights(given: str) -> tuple[Path, str]:

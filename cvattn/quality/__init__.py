@@ -1,7 +1,8 @@
 """How good generated images are, without a hub: features of a network that a package brings.
 
 ``features`` are what images are compared by, ``distance`` how, ``reference`` the data's images that
-they are compared with, ``ladder`` what the numbers mean, ``neighbours`` whether samples are copies;
+they are compared with, ``ladder`` what the numbers mean, ``neighbours`` whether samples are copies,
+``learned`` whether all that is real is among them;
 ``judge`` is all of it, ``pictures`` shows it.
 
 The distances are called FD-lite0 and KD-lite0. They are not FID and KID, which are defined by
@@ -13,6 +14,7 @@ from cvattn.quality.distance import Distance, frechet, kernel
 from cvattn.quality.features import FeatureNetwork, Lite0, extract
 from cvattn.quality.judge import Accuracy, Judgement, judge
 from cvattn.quality.ladder import Rung, floor, ladder
+from cvattn.quality.learned import Learned, learn_from
 from cvattn.quality.neighbours import Neighbours
 from cvattn.quality.pictures import draw_ladder, draw_neighbours
 from cvattn.quality.reference import Distances, Reference
@@ -23,6 +25,7 @@ __all__ = [
     "Distances",
     "FeatureNetwork",
     "Judgement",
+    "Learned",
     "Lite0",
     "Neighbours",
     "Reference",
@@ -35,4 +38,5 @@ __all__ = [
     "judge",
     "kernel",
     "ladder",
+    "learn_from",
 ]

@@ -1,7 +1,7 @@
 """What every task does: optimiser, schedule, and means over an epoch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import pytorch_lightning as pl
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
+from cvattn.cost import count_macs
 from cvattn.data import Facts
 from cvattn.tasks.optimisation import (
     OptimizerFactory,
@@ -93,6 +94,34 @@ class NetworkTask(pl.LightningModule):
         """The metrics that a run ends with, and what people call them."""
         raise NotImplementedError
 
+    def meet(self, info: Facts) -> list[str]:
+        """Called when the data has been read, before training.
+
+        Returns:
+            What a person should know of the run that begins.
+
+        Raises:
+            ValueError: the task cannot learn from it.
+        """
+        return []
+
+    def settle(self) -> bool:
+        """Called when averaged weights have taken the place of the trained ones.
+
+        Returns:
+            Whether buffers were computed anew, as those of the trained weights do not fit.
+        """
+        return False
+
+    def remarks(self, tested: Mapping[str, float], evaluations: Sequence[float]) -> list[str]:
+        """What a person should know of a run that has ended.
+
+        Args:
+            tested: metrics of the test.
+            evaluations: what the criterion was after each epoch.
+        """
+        return []
+
     def call_arguments(self, *given: Tensor) -> tuple[Tensor, ...]:
         """What the network is called with where the data has ``given``: for counts and pictures."""
         return given
@@ -127,6 +156,10 @@ class NetworkTask(pl.LightningModule):
             raise ValueError(
                 f"{name} answers {shapes} with {found}, and {type(self).__name__} needs {wanted}"
             )
+
+    def training_macs(self, network: nn.Module, *given: Tensor) -> int:
+        """Multiply-accumulates of a forward pass: a sample's training costs three times as many."""
+        return count_macs(network, *self.call_arguments(*given))
 
     def log_epoch(self, name: str, value: Tensor | Metric, count: int) -> None:
         """Log the mean over the epoch, where this batch has ``count`` of what is averaged.
@@ -183,24 +216,21 @@ class NetworkTask(pl.LightningModule):
         A run that is continued with another learning rate, weight decay or the like goes on with
         them: the checkpoint's own come back with the optimiser's state. Its steps stay as they are.
         """
-        optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
-        if isinstance(optimizer, list) or not isinstance(schedule, LambdaLR):
+        optimizers = _listed(self.optimizers(use_pl_optimizer=False))
+        schedules = _listed(self.lr_schedulers())
+        fresh = self.make_optimizers()
+        if not len(optimizers) == len(schedules) == len(fresh):
             return  # a subclass has its own
-        for group, fresh in zip(
-            optimizer.param_groups, self.make_optimizer().param_groups, strict=True
-        ):
-            group |= {key: value for key, value in fresh.items() if key != "params"}
-            group["initial_lr"] = fresh["lr"]
-        schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-        for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
-            group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+        for optimizer, schedule, other in zip(optimizers, schedules, fresh, strict=True):
+            if isinstance(schedule, LambdaLR):
+                _follow(optimizer, schedule, other)
 
-    def make_optimizer(self) -> Optimizer:
-        """With the learning rates that the schedule starts from."""
-        return self.optimizer(parameter_groups(self.network))
+    def make_optimizers(self) -> list[Optimizer]:
+        """With the learning rates that their schedules start from."""
+        return [self.optimizer(parameter_groups(self.network))]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer()
+        optimizers = self.make_optimizers()
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise ValueError(
@@ -208,8 +238,26 @@ class NetworkTask(pl.LightningModule):
                 "positive number"
             )
         self._steps = int(steps)
-        schedule = warmup_cosine(optimizer, steps=self._steps, warmup=self.warmup, final=self.final)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        options: dict[str, Any] = {"steps": self._steps, "warmup": self.warmup, "final": self.final}
+        schedules: list[Any] = [
+            {"scheduler": warmup_cosine(optimizer, **options), "interval": "step"}
+            for optimizer in optimizers
+        ]
+        return optimizers, schedules
+
+
+def _follow(optimizer: Optimizer, schedule: LambdaLR, fresh: Optimizer) -> None:
+    """Give an optimiser whose state came from a checkpoint the values of a fresh one."""
+    for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+        group |= {key: value for key, value in new.items() if key != "params"}
+        group["initial_lr"] = new["lr"]
+    schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+        group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
+
+
+def _listed(one_or_more: Any) -> list[Any]:
+    """Lightning gives one of them, a list of several, or None."""
+    if isinstance(one_or_more, (list, tuple)):
+        return list(one_or_more)
+    return [] if one_or_more is None else [one_or_more]

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from cvattn.data import views_of
+from cvattn.data import DataModule, Facts, views_of
 from cvattn.tasks.base import Criterion, NetworkTask
 from cvattn.tasks.class_weights import (
     ClassWeights,
@@ -22,6 +22,7 @@ from cvattn.tasks.macro_accuracy import MacroAccuracy
 from cvattn.tasks.mixing import mixing
 from cvattn.tasks.optimisation import OptimizerFactory, scale_inserted
 from cvattn.tasks.resizing import ProgressiveResizing
+from cvattn.tasks.teacher import SHARE, Teacher, check_teaching, distillation_loss
 
 _CRITERIA = ("accuracy", "accuracy_macro")
 
@@ -49,6 +50,12 @@ class ClassificationTask(NetworkTask):
             times the weight of its class: one for each class, or "balanced"
             (:func:`cvattn.tasks.class_weights.balanced_weights`), counted by the data module
             (``class_counts``). Validation and test losses have none.
+        teacher: a trained classifier that the network learns from, too: a checkpoint, the name of a
+            network that comes with the package, or a module (:class:`cvattn.tasks.Teacher`). It
+            sees the images as they are before ``resizing``, mixed ones too.
+        teacher_share: what it says counts as that share of the training loss, the labels as the
+            rest.
+        teacher_temperature: see :func:`cvattn.tasks.teacher.distillation_loss`.
         criterion: what the best weights are chosen by: "accuracy" of the validation, or
             "accuracy_macro".
         test_views: see :func:`cvattn.data.views_of`.
@@ -74,6 +81,9 @@ class ClassificationTask(NetworkTask):
         resizing: Sequence[tuple[float, float]] = (),
         channels_last: bool = False,
         class_weights: ClassWeights = None,
+        teacher: str | nn.Module | None = None,
+        teacher_share: float = SHARE,
+        teacher_temperature: float | None = None,
         criterion: Literal["accuracy", "accuracy_macro"] = "accuracy",
         test_views: str = "none",
     ) -> None:
@@ -91,6 +101,10 @@ class ClassificationTask(NetworkTask):
         self.resizing = ProgressiveResizing(resizing, multiple_of=patch_size)
         self.class_weights = class_weights
         self._weights = given_weights(class_weights, num_classes)
+        check_teaching(teacher, teacher_share, teacher_temperature)
+        self.teacher = None if teacher is None else Teacher(teacher)
+        self.teacher_share, self.teacher_temperature = teacher_share, teacher_temperature
+        self._teachers = [] if self.teacher is None else [self.teacher.identity]
         self.criterion = self.criterion_of({"criterion": criterion})
         self.test_views = test_views
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -106,15 +120,28 @@ class ClassificationTask(NetworkTask):
             raise ValueError(f"criterion={name!r}: expected one of {', '.join(_CRITERIA)}")
         return Criterion(f"val/{name}", "max")
 
+    def meet(self, info: Facts) -> list[str]:
+        if self.teacher is None:
+            return []
+        self.teacher.meet(info)
+        return [
+            f"learns from {self.teacher.name}, too: {self.teacher.macs / 1e9:.3f} GMACs an image"
+        ]
+
     def setup(self, stage: str) -> None:
         """Count the classes of the training data where ``class_weights`` are to be balanced.
 
         Raises:
-            ValueError: nobody can count them, or they are evened out twice.
+            ValueError: nobody can count them, or they are evened out twice; a teacher does not know
+                such data.
         """
-        if stage != "fit" or self.class_weights != "balanced":
+        if stage != "fit":
             return
         data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, DataModule):
+            self.meet(data.describe())
+        if self.class_weights != "balanced":
+            return
         check_alone("balanced", balanced_sampling=getattr(data, "balanced_sampling", False))
         counts = getattr(data, "class_counts", None)
         if counts is None:
@@ -144,10 +171,14 @@ class ClassificationTask(NetworkTask):
         images, labels = batch
         if self.mixing is not None:
             images, labels = self.mixing(images, labels)
+        taught = None if self.teacher is None else self.teacher(images)
         images = self.resizing(images, self.trainer.global_step / self._steps)
         self.size = (images.shape[-2], images.shape[-1])
         logits = self(images).float()
         loss = self._loss(logits, labels)
+        if taught is not None:
+            further = distillation_loss(logits, taught, self.teacher_temperature)
+            loss = torch.lerp(loss, further, self.teacher_share)
         right = (logits.argmax(-1) == _classes(labels)).float().mean()
         self.note_training("train/loss", loss, len(labels))
         self.note_training("train/accuracy", right, len(labels))
@@ -170,6 +201,24 @@ class ClassificationTask(NetworkTask):
         """The logits (B, num_classes) of a batch of images, or of images and labels."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         return self(images).float()
+
+    def training_macs(self, network: nn.Module, *given: Tensor) -> int:
+        own = super().training_macs(network, *given)
+        # A third of a teacher's, which has a forward pass alone.
+        return own if self.teacher is None else own + round(self.teacher.macs / 3)
+
+    def remarks(self, tested: Mapping[str, float], evaluations: Sequence[float]) -> list[str]:
+        if len(self._teachers) < 2:
+            return []
+        return [f"has had {len(self._teachers)} teachers: the weights of the one given changed"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["teachers"] = list(self._teachers)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._teachers = list(dict.fromkeys([*checkpoint.get("teachers", []), *self._teachers]))
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Of training: the mean over the samples, of which each has its class's weight."""
@@ -200,8 +249,9 @@ class ClassificationTask(NetworkTask):
         accuracy.update(logits, labels)
         self.log_epoch(name, accuracy, len(labels))
 
-    def make_optimizer(self) -> Optimizer:
-        return scale_inserted(super().make_optimizer(), self.inserted_lr)
+    def make_optimizers(self) -> list[Optimizer]:
+        made = super().make_optimizers()
+        return [scale_inserted(optimizer, self.inserted_lr) for optimizer in made]
 
 
 def _classes(labels: Tensor) -> Tensor:

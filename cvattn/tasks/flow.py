@@ -1,24 +1,24 @@
 """Learning to make images: rectified flow."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cvattn.data import Facts
-from cvattn.data.counter import normal
 from cvattn.models.flow import generate, on_the_way
-from cvattn.tasks.base import Criterion, NetworkTask
+from cvattn.models.making import is_flow
+from cvattn.tasks.base import Criterion
+from cvattn.tasks.making import MakingTask
 from cvattn.tasks.optimisation import OptimizerFactory
 
 Times = Literal["uniform", "logit_normal"]
 # The validation looks at so many times, evenly spread, one after the other.
 _VALIDATED_TIMES = 16
-_VALIDATION = 0x5EED  # the seed of its noise, in every run
 
 
-class FlowTask(NetworkTask):
+class FlowTask(MakingTask):
     """The squared error of the velocity from noise to images (:mod:`cvattn.models.flow`).
 
     Logs ``{train,val,test}/loss`` once an epoch, per pixel and channel of normalised images. In
@@ -30,8 +30,9 @@ class FlowTask(NetworkTask):
 
     Args:
         network: images (B, C, H, W), times (B,), labels (B,) or None -> velocities (B, C, H, W);
-            such as :class:`cvattn.models.UNet`. With ``network.classes`` 0 it gets no labels;
-            otherwise that number as a label says "no class".
+            with ``timed`` True and ``classes``, such as :class:`cvattn.models.UNet`. With
+            ``network.classes`` 0 it gets no labels; otherwise that number as a label says "no
+            class".
         num_classes: of the data.
         optimizer, warmup, final: as in :class:`NetworkTask`.
         label_dropout: share of the training labels that are left out, for guidance.
@@ -44,7 +45,6 @@ class FlowTask(NetworkTask):
     """
 
     criterion = Criterion("val/loss", "min")
-    target: ClassVar[str | None] = "class"
 
     def __init__(
         self,
@@ -59,7 +59,11 @@ class FlowTask(NetworkTask):
         channels_last: bool = False,
     ) -> None:
         super().__init__(
-            network, optimizer=optimizer, warmup=warmup, final=final, label_smoothing=0.0
+            network,
+            optimizer=optimizer,
+            warmup=warmup,
+            final=final,
+            channels_last=channels_last,
         )
         self.classes = _conditioned(network, num_classes)
         if not 0.0 <= label_dropout <= 1.0:
@@ -68,8 +72,6 @@ class FlowTask(NetworkTask):
             raise ValueError(f"times={times!r}; expected one of {get_args(Times)}")
         self.label_dropout = label_dropout
         self.times = times
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._seen = 0  # samples of this validation or test, in this process
 
     @classmethod
     def network_values(cls, info: Facts) -> dict[str, Any]:
@@ -78,9 +80,6 @@ class FlowTask(NetworkTask):
     @property
     def shown(self) -> dict[str, str]:
         return {"val/loss": "validation loss", "test/loss": "test loss"}
-
-    def answer_shape(self, *given: Tensor) -> tuple[int, ...]:
-        return tuple(given[0].shape)
 
     def forward(self, images: Tensor, times: Tensor, labels: Tensor | None) -> Tensor:
         """Velocities; ``labels`` are left out where the network has no classes."""
@@ -106,28 +105,13 @@ class FlowTask(NetworkTask):
         self.note_training("train/loss", loss, len(labels))
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        self._seen = 0
-
-    def on_test_epoch_start(self) -> None:
-        self._seen = 0
-
-    def on_predict_epoch_start(self) -> None:
-        self._seen = 0
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._judge("val", batch)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._judge("test", batch)
-
     def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Normalised images (B, C, H, W), one of each label."""
         images, labels = batch
         noise, _ = self._fixed(images)
         return generate(self, noise, labels)
 
-    def _judge(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+    def judge(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         noise, times = self._fixed(images)
         loss = self._loss(noise, images, times, labels)
@@ -139,24 +123,21 @@ class FlowTask(NetworkTask):
 
     def _fixed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Noise and times of the next samples of a set, by their places in it."""
-        place = torch.arange(self._seen, self._seen + len(images))
-        place = place * self.trainer.world_size + self.trainer.global_rank
-        self._seen += len(images)
-        pixels = images[0].numel()
-        index = place.unsqueeze(1) * pixels + torch.arange(pixels)
-        noise = normal(_VALIDATION, 0, index).view(images.shape).to(images)
+        place = self.next_places(len(images))
+        noise = self.noise_at(place, images.shape[1:], images)
         times = (place % _VALIDATED_TIMES + 0.5) / _VALIDATED_TIMES
         return noise, times.to(images)
 
 
 def _conditioned(network: nn.Module, num_classes: int) -> int:
     """How many classes the network is told, 0 for none."""
-    classes = getattr(network, "classes", None)
-    if not isinstance(classes, int) or not getattr(network, "timed", False):
+    if not is_flow(network):
         raise TypeError(
             f"{type(network).__name__} makes no images: it is called without times and labels. The "
-            "model for this task is unet, with timed=true"
+            "model for this task is unet, with timed=true; a network of one's own says with "
+            "classes (how many it is told, 0: none) and timed=True that it is called so"
         )
+    classes = cast(Any, network).classes
     if classes not in (0, num_classes):
         raise ValueError(
             f"the network is told {classes} classes and the data has {num_classes}: expected "

@@ -119,5 +119,6 @@ class MultilabelTask(NetworkTask):
         f1.update((logits > 0).long(), labels.long())
         self.log_epoch(f"{stage}/f1_macro", f1, len(labels))
 
-    def make_optimizer(self) -> Optimizer:
-        return scale_inserted(super().make_optimizer(), self.inserted_lr)
+    def make_optimizers(self) -> list[Optimizer]:
+        made = super().make_optimizers()
+        return [scale_inserted(optimizer, self.inserted_lr) for optimizer in made]

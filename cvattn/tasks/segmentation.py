@@ -123,8 +123,9 @@ class SegmentationTask(NetworkTask):
         )
         return total / max(count, 1)
 
-    def make_optimizer(self) -> Optimizer:
-        return scale_inserted(super().make_optimizer(), self.inserted_lr)
+    def make_optimizers(self) -> list[Optimizer]:
+        made = super().make_optimizers()
+        return [scale_inserted(optimizer, self.inserted_lr) for optimizer in made]
 
 
 def _check_dense(network: nn.Module, num_classes: int) -> None:

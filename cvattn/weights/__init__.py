@@ -8,6 +8,7 @@ from cvattn.weights.diffusers_attention import from_diffusers
 from cvattn.weights.diffusers_export import to_diffusers
 from cvattn.weights.monai_attention import from_monai, to_monai
 from cvattn.weights.sagan_blocks import from_biggan, from_self_attn
+from cvattn.weights.sagan_networks import from_biggan_gan, from_mimicry
 from cvattn.weights.timm_vit import from_timm
 from cvattn.weights.torch_nn import from_torch, to_torch
 from cvattn.weights.torchvision_vit import from_torchvision
@@ -15,9 +16,11 @@ from cvattn.weights.unet_blocks import from_compvis, from_guided_diffusion, from
 
 __all__ = [
     "from_biggan",
+    "from_biggan_gan",
     "from_compvis",
     "from_diffusers",
     "from_guided_diffusion",
+    "from_mimicry",
     "from_mmseg",
     "from_monai",
     "from_self_attn",

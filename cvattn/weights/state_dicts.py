@@ -10,7 +10,11 @@ from cvattn.blocks import SelfAttention2d
 
 
 def take(
-    state_dict: Mapping[str, Tensor], prefix: str, wanted: Iterable[str], *, layers: Iterable[str]
+    state_dict: Mapping[str, Tensor],
+    prefix: str,
+    wanted: Iterable[str],
+    *,
+    layers: Iterable[str] = (),
 ) -> dict[str, Tensor]:
     """What stands under a prefix, all of it and nothing else, without the prefix.
 
@@ -18,7 +22,7 @@ def take(
         state_dict: of the block, or of a model that contains it.
         prefix: what stands before the block's names.
         wanted: these names.
-        layers: of the block, by which it is found elsewhere.
+        layers: of the block, by which it is found elsewhere; () if it can be nowhere else.
 
     Raises:
         ValueError: names that are missing or unknown, with near matches; tensors without numbers.
@@ -90,6 +94,8 @@ def _near(name: str, known: list[str]) -> str:
 
 def _elsewhere(state_dict: Mapping[str, Tensor], prefix: str, layers: list[str]) -> str:
     """Where in a larger state dict such a block is, if not here."""
+    if not layers:
+        return ""
     known = dict.fromkeys(f".{key.rpartition('.')[0]}" for key in state_dict)
     first = f".{layers[0]}"
     starts = [each.removesuffix(first) for each in known if each.endswith(first)]

@@ -49,6 +49,7 @@ def test_a_slower_library_is_seen_in_either_place(tmp_path: Path) -> None:
     assert "above 1e-06" in done.stdout
 
 
+@pytest.mark.slow
 def test_refusals() -> None:
     done = run("no-such-commit", "--only", CASE)
     assert done.returncode == 2

@@ -1,6 +1,7 @@
 """``benchmarks/loading.py`` on a few photographs: it runs, and says what it should."""
 
 import csv
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -26,3 +27,13 @@ def test_few_photographs_leave_rows(tmp_path):
     ratios = [row for row in rows if "ours :" in row["figure"]]
     assert len({row["loader"] for row in ratios}) == 3  # each of ours
     assert all(row["met"] in ("yes", "no", "open") for row in ratios)
+
+
+@pytest.mark.slow
+def test_a_loader_without_a_batch_says_how_many_photographs_it_takes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    loading = importlib.import_module("loading")
+    loading.draw_folder(tmp_path / "photographs", 31)
+    loader = "torchvision ImageFolder"
+    with pytest.raises(SystemExit, match=f"^{loader}, process 2 of 2: no batch.*--count 600 "):
+        loading.show_epochs(loader, tmp_path / "photographs", 1, 2)

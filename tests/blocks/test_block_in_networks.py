@@ -129,6 +129,7 @@ def test_pickle():
     assert torch.equal(pickle.loads(pickle.dumps(block))(x), block(x))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @either_form
 def test_trap_15_compiled_in_place_with_the_same_keys(form):

@@ -75,6 +75,7 @@ def test_the_wrong_example_is_shown():
         insert_attention(TakesTime(), after="act", example={"x": IMAGE})
 
 
+@pytest.mark.slow
 def test_an_image_of_a_detector():
     detector = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
         weights=None, weights_backbone=None, num_classes=3

@@ -69,6 +69,7 @@ def logits(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return model(batch)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_any_cnn_keeps_its_outputs_and_learns_to_attend(name):
     make, places, size = MODELS[name]

@@ -45,6 +45,7 @@ def padded() -> tuple[Tensor, Tensor]:
     return torch.randn(3, CHANNELS, 5, 7), mask
 
 
+@pytest.mark.sweep(3)
 @forms
 def test_equals_the_formula(make):
     block, x = acting(make()), torch.randn(2, CHANNELS, 5, 7)
@@ -125,6 +126,7 @@ def test_weights_are_those_that_are_used_for_all_and_for_rows(make):
 QUICK = ("common", "unet, where")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -113,6 +113,7 @@ def assert_grads_near(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
         assert (got[name] - grad).abs().max() <= ROUNDING * size, name
 
 
+@pytest.mark.sweep(12)
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "bound", [plan.SCORES_BOUND, 0], ids=["small-map route", "large-map route"]

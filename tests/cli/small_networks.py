@@ -2,7 +2,7 @@
 
 import torch
 
-from cvattn import checkpoint
+from cvattn import checkpoint, models
 from cvattn.models import UNet
 
 MEAN, STD = 0.3045637, 0.3233967  # of the digits
@@ -101,3 +101,24 @@ def folder_meta(image_size, root="gone"):
             }
         },
     }
+
+
+GAN = {"in_channels": 3, "image_size": [16, 20], "width": 6, "noise_dim": 5}
+GAN_META = UNET_META | {"image_size": [16, 20]}
+
+
+def write_gan(path, **args):
+    """A checkpoint of a GAN of three classes, whose attention does something; its path."""
+    torch.manual_seed(7)
+    args = GAN | {"classes": 3} | args
+    network = models.SAGAN(**args)
+    network.set_normalisation(GAN_META["mean"], GAN_META["std"])
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("gamma"):
+                parameter.fill_(0.8)
+        for name, buffer in network.named_buffers():
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 2.0)
+    checkpoint.save(path, network, args=args, meta=GAN_META)
+    return path

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from cvattn.cli import main
+from cvattn.cli import compare, main
+from cvattn.comparison.compared import Comparison
 
 TINY = [
     *("model=sagan", "data=digits", "model.widths=[4,8,5]", "trainer.precision=32-true"),
@@ -69,3 +70,14 @@ def test_stopped_and_started_again_each_run_is_written_down_once(tmp_path, monke
     left = [["to do", "none"], ["to do", "common"], ["to do", "none"]]
     assert states == [["done", "common"], *left]
     assert table(results) == [row]
+
+
+@pytest.mark.parametrize(("epochs", "pictures"), [(1, []), (2, ["runs.png"])])
+def test_one_epoch_is_no_curve(tmp_path, epochs, pictures):
+    row = {"run": "a", "seed": "0", "val_accuracy": "0.7", "trained_on_val": "False"}
+    lines = [f"a,0,{epoch},0.5,0.7" for epoch in range(1, epochs + 1)]
+    curves = tmp_path / "runs_curves.csv"
+    curves.write_text("\n".join(["run,seed,epoch,train/loss,val/accuracy", *lines]))
+    files = compare._draw_curves([Comparison("a", [row])], tmp_path / "runs.csv")
+    assert files == ["runs_curves.csv", *pictures]
+    assert [path.name for path in tmp_path.glob("*.png")] == pictures

@@ -102,7 +102,8 @@ def test_cnns_as_torchs_program_of_any_size(cnn):
         assert_accurate(program.module()(images), call, network, images)
 
 
-@pytest.mark.parametrize("to", [pytest.param("onnx", marks=pytest.mark.slow), "torchexport"])
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "torchexport"])
 @pytest.mark.parametrize("classes", [3, 0])
 def test_what_makes_images_makes_the_same_ones(to, classes, tmp_path, capsys):
     if to == "onnx":

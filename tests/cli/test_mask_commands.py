@@ -163,8 +163,9 @@ def test_explore_shows_where_pixels_look(trained, tmp_path, capsys):
     assert page.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch 2.10
-@pytest.mark.parametrize("kind", ["torchexport", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["torchexport", "onnx"])
 def test_exported_files_give_the_same_masks(trained, tmp_path, capsys, kind):
     path, network, _ = trained
     suffix = {"torchexport": "pt2", "onnx": "onnx"}[kind]

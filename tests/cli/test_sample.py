@@ -10,8 +10,7 @@ from torch import nn
 from cvattn import checkpoint
 from cvattn.cli import main
 from cvattn.data.image_files import read_picture
-from cvattn.inference import InferenceError
-from cvattn.inference.generator import Way, open_generator
+from cvattn.inference import InferenceError, Way, open_generator
 from cvattn.models import flow
 
 SIZE = tuple(UNET_META["image_size"])

@@ -83,7 +83,7 @@ def test_what_is_written_can_be_read(checkout):
 def test_mistakes_are_named(checkout, capsys):
     assert "expected recipe=NAME" in fails(capsys, "verify", "data=digits")
     assert "did you mean recipe?" in fails(capsys, "verify", "recip=sagan")
-    assert "recipe=sagn; did you mean sagan?" in fails(capsys, "verify", "recipe=sagn")
+    assert "recipe=sagn; did you mean sagan" in fails(capsys, "verify", "recipe=sagn")
     text = fails(capsys, "verify", "recipe=sagan", "data=cifar10")
     assert "no contract for data=cifar10; there are: digits" in text
     assert "seed=x: expected" in fails(capsys, "verify", "recipe=sagan", "seed=x")

@@ -31,6 +31,7 @@ def test_the_command_line_wins_over_the_experiment():
         read_arms(["experiment=flow_attention", "model.attention=none"])
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     ("swept", "names"),
     [
@@ -107,6 +108,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize(("arguments", "said"), WRONG)
 def test_what_cannot_be_compared_is_refused_by_name(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)

@@ -159,6 +159,7 @@ def test_a_signal_in_a_run(queue, capsys, number):
     assert queue.written() == ([*runs], twice(*runs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", ["row", "first file", "second file", "start"])
 def test_a_signal_between_runs(queue, capsys, monkeypatch, number, moment):

@@ -86,6 +86,7 @@ def grads(output, inputs):
     return torch.autograd.grad(scalar(output), given)
 
 
+@pytest.mark.sweep(12)
 @pytest.mark.parametrize(("length", "size"), SIZES)
 @pytest.mark.parametrize(("route", "width", "value_width"), WIDTHS)
 def test_equals_the_loop_forward_and_gradients(

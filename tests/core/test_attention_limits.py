@@ -129,6 +129,7 @@ def example(batch, width, value_width):
     return query, key, torch.randn(batch, 3, 7, value_width), assert_hides(mask), torch.randn(5, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [0, plan.SCORES_BOUND])
 @pytest.mark.parametrize("widths", [(8, 8), (3, 11)])
 def test_compiled_without_a_graph_break(widths, bound, monkeypatch):

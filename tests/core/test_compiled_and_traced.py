@@ -8,6 +8,7 @@ from oracles import assert_near
 from torch import nn
 
 from cvattn.core import Decoder, MultiHeadAttention, masks
+from cvattn.core.constants import constant_in_programs
 
 
 def compiled(function):
@@ -15,6 +16,19 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
+def test_a_constant_is_marked_as_torch_marks_it():
+    """Which loads torch's compiler to do so."""
+
+    def ours():
+        return 3
+
+    def theirs():
+        return 3
+
+    assert vars(constant_in_programs(ours)) == vars(torch.compiler.assume_constant_result(theirs))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "autocast"])
 def test_half_precision_compiles_without_a_graph_break(kind, training):

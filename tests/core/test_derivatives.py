@@ -149,6 +149,7 @@ def penalty(f, x, t):
     return torch.autograd.grad(slope @ t, x)[0]
 
 
+@pytest.mark.sweep(40)
 @pytest.mark.parametrize("name", ["plain", "all"])
 @pytest.mark.parametrize("route", ["chosen", "tiled", "direct"])
 @pytest.mark.parametrize("mode", MODES)
@@ -166,6 +167,7 @@ def test_every_mode_equals_the_loop(mode, route, name):
     assert_near(derive(f, *points()), wanted)
 
 
+@pytest.mark.sweep(12)
 @pytest.mark.parametrize("name", ["plain", "mask", "causal"])
 @pytest.mark.parametrize("route", ["fused", "padded"])
 @pytest.mark.parametrize("mode", ORDINARY)

@@ -90,6 +90,7 @@ SPREADS = [
 ]
 
 
+@pytest.mark.sweep(70)
 @pytest.mark.parametrize(("kind", "std"), SPREADS)
 @pytest.mark.parametrize("widths", WIDTHS.values(), ids=WIDTHS)
 @pytest.mark.parametrize(("dtype", "processor"), MACHINES, indirect=["processor"], ids=str)
@@ -173,6 +174,7 @@ def large_inputs(dtype, value=100.0):
     return inputs
 
 
+@pytest.mark.sweep(20)
 @pytest.mark.parametrize("kind", TERMS)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_finite_numbers_give_finite_results(dtype, kind, route, processor):
@@ -217,13 +219,16 @@ def test_a_bias_of_the_lowest_number_is_no_infinity(lowest, route):
     assert off([found], [exact])[0] < 2 * torch.finfo(torch.float16).eps
 
 
-def test_a_float32_bias_of_a_fused_kernel_in_float16_stays_finite():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_float32_bias_of_a_fused_kernel_in_float16_stays_finite(autocast):
     """-1e9, a common way to write a mask, is beyond float16: a row of nothing else is a mean."""
     query, key, value = (x / LARGE for x in large_inputs(torch.float16))
     bias = torch.zeros(LENGTH, SIZE)
     bias[3], bias[1, 2] = -1e9, float("-inf")
-    with use_route("padded"):
-        found = attention(query, key, value, attn_bias=bias)
+    given = [x.float() if autocast else x for x in (query, key, value)]
+    with use_route("padded"), torch.autocast("cpu", torch.float16, enabled=autocast):
+        found = attention(*given, attn_bias=bias)
+    assert found.dtype == torch.float16
     exact = reference_attention(*(x.double() for x in (query, key, value)), attn_bias=bias.double())
     assert off([found], [exact])[0] < 2 * torch.finfo(torch.float16).eps
 

@@ -90,6 +90,7 @@ def of_torch_in_eval(module, *given, **terms):
         return module(*inputs, **terms, need_weights=False)[0]
 
 
+@pytest.mark.sweep(27)
 @pytest.mark.parametrize(("bias", "bias_kv", "zero"), FLAGS)
 @pytest.mark.parametrize(
     ("kdim", "vdim", "mode"),
@@ -284,6 +285,7 @@ def output_of_torch(*given, **terms):
     return of_torch(*given, **terms)[0]
 
 
+@pytest.mark.slow
 def test_compiled_without_a_graph_break():
     torch._dynamo.reset()
     module = fill(MultiHeadAttention(WIDTH, HEADS))
@@ -306,6 +308,7 @@ def test_compiled_by_inductor_with_gradients():
     assert_accurate((*found, own), outcome, module, x, attn_mask=mask)
 
 
+@pytest.mark.slow
 def test_trap_17_exported_with_dynamic_batch_and_length():
     module = fill(MultiHeadAttention(WIDTH, HEADS, add_bias_kv=True)).eval()
     batch, length = (

@@ -150,6 +150,7 @@ def compiled_call(*tensors):
     return attention(query, key, value, is_causal=mask is None, **terms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bound", "widths", "said", "route"),
     [

@@ -196,6 +196,7 @@ def check_all(data, on_route):
         check_not_finite(call, on_route, data)
 
 
+@pytest.mark.slow
 def test_one_result_on_all_routes(on_route):
     @settings(max_examples=300, deadline=None, derandomize=True)
     @given(data=st.data())

@@ -75,6 +75,14 @@ CUDA = [
     (call(4096, 16, 128, dropout=True), "fused", (16, 128)),
     (call(4096, 16, 128, transformed=True), "tiled", None),
     (call(64, 4, 32, dtype=HALF, transformed=True), "direct", None),
+    (call(4096, 16, 128, bias_grad=True), "fused", (16, 128)),
+    # Only q, k and v tell torch's kernel to keep what a gradient is computed from.
+    (call(4096, 16, 128, bias_grad=True, grad=False), "tiled", None),
+    (call(64, 16, 128, bias_grad=True, grad=False), "direct", None),
+    (call(4096, 16, 128, batch=70_000), "fused", (16, 128)),
+    (call(3, 16, 128, batch=0), "direct", None),
+    (call(0, 16, 128), "direct", None),
+    (call(4096, 16, 128)._replace(heads=70_000), "tiled", None),
 ]
 
 
@@ -129,6 +137,8 @@ def test_a_call_is_described_as_it_is():
     assert describe_call(query, key, value, dropout_p=0.1).dropout
     with torch.autocast("cpu", HALF):
         assert describe_call(query, key, value).dtype == HALF
+        # Autocast leaves float64 as it is.
+        assert describe_call(query.double(), key.double(), value.double()).dtype == DOUBLE
 
 
 def test_the_record_names_what_ran():

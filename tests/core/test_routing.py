@@ -83,6 +83,7 @@ def test_other_threads_keep_their_own():
     assert calls == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("followed", [True, False])
 def test_a_compiled_function_is_compiled_for_it(followed, monkeypatch):
     """Also where the compiler follows no ContextVar, as before torch 2.14."""

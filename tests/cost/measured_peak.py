@@ -1,13 +1,12 @@
 """Peak bytes of one pass of a module in a process of its own.
 
 The pass is made once on a small input first, so that the libraries are there. The processes come
-from a fork server that has imported everything and used none of it: imports are not measured.
+from a fork server that has imported torch.
 """
 
 import ctypes
 import gc
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import torch
 import cvattn
 
 STATUS = Path("/proc/self/status")
+LIBC = ctypes.CDLL("libc.so.6")
+M_MMAP_THRESHOLD = -3
 
 
 def measured_peak(module, dtype, small, sizes, mode, wants):
@@ -28,21 +29,16 @@ def measured_peak(module, dtype, small, sizes, mode, wants):
         wants: whether the input needs a gradient.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__])
-    # Freed blocks go back at once: else glibc keeps some, more or less of them by chance.
-    before = os.environ.get("MALLOC_MMAP_THRESHOLD_")
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    try:
-        with ProcessPoolExecutor(1, mp_context=server) as pool:
-            return pool.submit(_measure, module, dtype, small, sizes, mode, wants).result(120)
-    finally:
-        os.environ.pop("MALLOC_MMAP_THRESHOLD_")
-        if before is not None:
-            os.environ["MALLOC_MMAP_THRESHOLD_"] = before
+    # Not cvattn: the server is also that of tests/mutation, which bring a cvattn of their own.
+    server.set_forkserver_preload(["torch"])
+    with ProcessPoolExecutor(1, mp_context=server) as pool:
+        return pool.submit(_measure, module, dtype, small, sizes, mode, wants).result(120)
 
 
 def _measure(module_text, dtype_text, small, sizes, mode, wants):
-    assert os.environ["MALLOC_MMAP_THRESHOLD_"] == "65536"
+    # Freed blocks go back at once: else glibc keeps some, more or less of them by chance. Not by
+    # an environment variable: whoever used the fork server first has decided on its environment.
+    assert LIBC.mallopt(M_MMAP_THRESHOLD, 65536) == 1
     torch.set_num_threads(2)
     dtype = getattr(torch, dtype_text)
     module = eval(module_text, vars(cvattn)).to(dtype)
@@ -55,7 +51,7 @@ def _measure(module_text, dtype_text, small, sizes, mode, wants):
     _one_pass(module, first, mode)
     module.zero_grad()
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    LIBC.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _field("VmRSS")
     kept = _one_pass(module, x, mode)

@@ -45,6 +45,7 @@ def test_norms_that_keep_a_computed_weight(norm, trained):
     assert all(torch.equal(a, b) for a, b in zip(before, model.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["whole", "part", "in place"])
 def test_compiled_modules(where):
     torch._dynamo.reset()

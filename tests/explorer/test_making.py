@@ -12,8 +12,7 @@ from torch import nn
 from cvattn import capture_attention, checkpoint
 from cvattn.cli import main
 from cvattn.explorer import explore_making
-from cvattn.inference import InferenceError
-from cvattn.inference.generator import Way, open_generator
+from cvattn.inference import InferenceError, Way, open_generator
 from cvattn.models import UNet
 
 SIZE = (8, 12)

@@ -34,7 +34,7 @@ class Runs:
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         self.server.stdin.close()
-        self.server.wait(timeout=30)
+        self.server.wait(timeout=120)  # a machine may be busy
         self.server.stdout.close()
 
     def start_together(

@@ -22,11 +22,12 @@ from cvattn.tasks import ClassificationTask
 def record(folder: Path) -> None:
     """From now on, in this process."""
     folder.mkdir(parents=True, exist_ok=True)
-    batch, step = BatchLoader.batch, ClassificationTask.training_step
+    # What images in memory, mapped ones and streamed ones all come through.
+    finished, step = BatchLoader._finished, ClassificationTask.training_step
     slow = float(os.environ.get("CVATTN_SLOW", "0"))
 
-    def named(self: BatchLoader, index: torch.Tensor, epoch: int = 0) -> Any:
-        images, labels = batch(self, index, epoch)
+    def named(self: BatchLoader, given: torch.Tensor, index: torch.Tensor, epoch: int) -> Any:
+        images, labels = finished(self, given, index, epoch)
         labels.positions = index.tolist()  # type: ignore[attr-defined]
         return images, labels
 
@@ -47,7 +48,7 @@ def record(folder: Path) -> None:
             file.write(json.dumps(note) + "\n")
         return loss
 
-    BatchLoader.batch = named  # type: ignore[method-assign]
+    BatchLoader._finished = named  # type: ignore[method-assign]
     ClassificationTask.training_step = noted  # type: ignore[method-assign]
 
 

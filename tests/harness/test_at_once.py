@@ -64,6 +64,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.sweep(12)
 @pytest.mark.parametrize(("overrides", "message"), WRONG)
 def test_it_is_refused_before_data_is_read(run, monkeypatch, overrides, message):
     from cvattn.data import DigitsData
@@ -114,6 +115,7 @@ def test_precisions_are_recorded_by_their_long_names(composed, given, meant):
     assert cfg.trainer.precision == meant
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 @pytest.mark.parametrize("model", ["sagan", "vit"])
 def test_true_precisions_run(run, tmp_path, precision, model):

@@ -57,6 +57,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "meaning"), SETTINGS)
 def test_the_weights_that_are_judged_saved_and_tested(run, weights, tmp_path, given, meaning):
     run([*EMA, *(f"callbacks.ema.{key}={value}" for key, value in given.items())])

@@ -49,12 +49,14 @@ WRONG = [
 ]
 
 
+@pytest.mark.sweep(9)
 @pytest.mark.parametrize(("arguments", "message"), WRONG)
 def test_mistakes_are_named_with_what_is_near(arguments, message):
     with pytest.raises(ConfigError, match=message):
         check_command_line(arguments, CONF)
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -10,6 +10,7 @@ from cvattn.harness.config.checks import fits
 from cvattn.harness.config.resolve import resolve
 
 
+@pytest.mark.sweep(12)
 @pytest.mark.parametrize("model", ["sagan", "vit", "timm"])
 @pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "fashion_mnist"])
 @pytest.mark.parametrize("trainer", ["auto", "ddp"])
@@ -21,6 +22,7 @@ def test_every_choice_binds_to_what_it_calls(composed, model, data, trainer, log
     resolve(composed(overrides), overrides)
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(
     "choice", [f"experiment={path.stem}" for path in sorted((CONF / "experiment").glob("*.yaml"))]
 )
@@ -38,7 +40,8 @@ def test_every_experiment_binds_and_the_command_line_wins(composed, choice, tmp_
 )
 def test_every_callback_joins_the_default_ones(composed, choice):
     overrides = ["data=digits", f"callbacks=[default,{choice}]"]
-    overrides += ["model=unet"] if choice == "samples" else []  # which has the task that makes some
+    maker = {"samples": "unet", "made": "sagan_gan"}.get(choice, "sagan")  # whose task makes some
+    overrides.append(f"model={maker}")
     cfg = composed(overrides)
     resolve(cfg, overrides)
     assert {"best", "last", "attention"} <= set(cfg.callbacks)
@@ -82,6 +85,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize(("override", "message"), WRONG)
 def test_wrong_values_are_named_before_data_is_touched(composed, monkeypatch, override, message):
     from cvattn.data import DigitsData

@@ -38,6 +38,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_optimiser_values_act_and_are_recorded(go_on, checkpoint):
     """lr 0 and weight decay 0 in the second epoch: no weight moves; all files say so."""
     before = torch.load(checkpoint, weights_only=True)
@@ -67,6 +68,7 @@ def test_the_learning_rate_is_that_of_a_run_that_began_with_it(go_on):
     assert rates["vector"] == (0.01, 0.01)
 
 
+@pytest.mark.slow
 def test_more_epochs_are_said_to_lift_the_rate(go_on, capsys):
     go_on("trainer.max_epochs=2")
     said = " ".join(capsys.readouterr().out.split())
@@ -74,6 +76,7 @@ def test_more_epochs_are_said_to_lift_the_rate(go_on, capsys):
     assert "rate rises again and small images come again" in said.replace("│ ", "").replace("│", "")
 
 
+@pytest.mark.slow
 def test_callbacks_may_be_chosen_anew_and_taken_out(go_on, checkpoint):
     after = go_on("callbacks=[default,early_stopping]", "trainer.max_epochs=2")
     assert after["cvattn"]["meta"]["choices"]["callbacks"] == ["default", "early_stopping"]
@@ -115,6 +118,7 @@ def test_what_is_refused_leaves_every_file_as_it_was(go_on, checkpoint):
     assert files(checkpoint.parents[1]) == before
 
 
+@pytest.mark.slow
 def test_an_average_cannot_be_left_behind(run, composed, tmp_path):
     run([*SHORT, "trainer.max_epochs=1", "callbacks=[default,ema]"])
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -126,6 +130,7 @@ def test_an_average_cannot_be_left_behind(run, composed, tmp_path):
     assert files(tmp_path / "run") == before
 
 
+@pytest.mark.slow
 def test_keys_that_only_this_run_has_can_be_set_again(run, composed, tmp_path):
     """And valid keys of the trainer that no file lists need no plus, then or now."""
     run([*SHORT, "++trainer.max_time=00:00:30:00", "trainer.max_epochs=1"])
@@ -179,7 +184,7 @@ def another(value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
-        return value + 1 if isinstance(value, int) else value * 0.5 + 0.25
+        return value + 1 if isinstance(value, int) else value * 0.5 + 0.26
     if isinstance(value, list) and value and not isinstance(value[0], str):
         return [another(one) for one in value]
     return None

@@ -53,6 +53,7 @@ def test_nothing_is_written_into_the_temporary_folder(run, tmp_path, monkeypatch
     assert left == []
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_with_one_line_and_a_whole_checkpoint(run, tmp_path, capsys):
     run([*TINY, "trainer.max_epochs=2"])
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"

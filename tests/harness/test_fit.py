@@ -113,6 +113,7 @@ def test_the_test_set_can_be_left_alone(run, tmp_path, capsys):
 TINY_VIT = "model=vit model.embed_dim=12 model.num_heads=3 model.num_layers=2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["model.attention=none", TINY_VIT])
 def test_other_networks(run, tmp_path, capsys, model):
     tiny = [o for o in TINY if not o.startswith("model")] if "vit" in model else TINY
@@ -142,6 +143,7 @@ def test_fast_dev_run(run, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["images"] == 100
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_other_seed_others(composed, tmp_path):
     from cvattn.harness import fit
 
@@ -203,6 +205,7 @@ def test_continuing_restores_the_configuration_and_appends(run, composed, tmp_pa
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").model.widths == [4, 8, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -7,8 +7,10 @@ import shutil
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from equal_runs import check_same_end, check_same_first_steps, check_same_samples, equal_run
 from killing import log
 from launching import (
@@ -21,11 +23,13 @@ from launching import (
     wait_for_steps,
 )
 from recorded import notes
+from torch import distributed
 
 from cvattn.harness.config.saved_run import open_training
+from cvattn.harness.stopping import Stopping
 
 PROCESSES = ["trainer=ddp", "trainer.accelerator=cpu"]
-SLOW = {"CVATTN_SLOW": "0.1"}
+SLOW = {"CVATTN_SLOW": "0.25"}  # long enough for a signal to come in between on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,20 @@ def test_srun(runs, place, arguments, one, nodes, tasks):
     (folder,) = (place / "outputs").iterdir()  # its name has a time and a process in it
     assert json.loads((folder / "summary.json").read_text())["processes"] == nodes * tasks
     check_equal(one, written, folder.rename(place / f"srun{nodes}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hold", ["mapped", "stream"])
+def test_pictures_that_are_not_in_memory(runs, place, arguments, one, hold):
+    """One file that both make and map, or none; the same run as of pictures in memory."""
+    written, cache = place / f"notes_{hold}", place / f"cache_{hold}"
+    more = ["trainer.devices=2", f"data.hold={hold}", f"hydra.run.dir={hold}"]
+    command = [*torchrun(2), *arguments, *PROCESSES, *more]
+    code, output = finish(start(command, place, written, CVATTN_CACHE=str(cache)))
+    assert code == 0, output
+    check_equal(one, written, place / hold)
+    decoded = [path.name for path in cache.glob("folder-train-*.images")]
+    assert len(decoded) == (hold == "mapped"), decoded
 
 
 @pytest.mark.slow
@@ -129,6 +147,33 @@ def test_a_queue_stops_it_and_it_goes_on_with_other_processes(runs, place, argum
     assert runs.run([*again, *alone], place, **common) == 0, log(place)
     assert len(notes(written)[0]) == 16  # none twice
     check_equal(one, written, place / "requeued")
+
+
+@pytest.mark.parametrize("told", [0, signal.SIGTERM], ids=["nobody", "another"])
+def test_a_notice_that_comes_while_the_processes_ask_each_other(monkeypatch, tmp_path, told):
+    """It was forgotten: the answer, made before it came, was put in its place."""
+    stopping = Stopping(tmp_path)
+    connector = SimpleNamespace(received_sigterm=False)
+    trainer = SimpleNamespace(
+        world_size=2,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
+        _signal_connector=connector,
+    )
+    monkeypatch.setattr(stopping, "_training", True)
+    answers = [told, signal.SIGUSR1]
+
+    def all_reduce(number, operation):
+        if len(answers) == 2:
+            stopping.receive(signal.SIGUSR1, None)
+        number.fill_(max(int(number), answers.pop(0)))
+
+    monkeypatch.setattr(distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(stopping, "_fitting", True)
+    stopping.on_train_batch_end(trainer, None, None, None, 0)
+    assert stopping.number == (told or signal.SIGUSR1)
+    stopping.on_train_batch_end(trainer, None, None, None, 1)
+    assert connector.received_sigterm
 
 
 @pytest.mark.slow

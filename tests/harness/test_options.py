@@ -89,6 +89,7 @@ def test_continuing_an_averaged_run_equals_never_stopping(run, tmp_path):
             assert torch.equal(continued[key][name], value), name
 
 
+@pytest.mark.slow
 def test_training_ends_when_validation_stops_rising(run, tmp_path):
     frozen = [f"recipe.optimizer.{lr}=0.0" for lr in ("lr", "head_lr", "vector_lr")]
     run(
@@ -104,6 +105,7 @@ def test_training_ends_when_validation_stops_rising(run, tmp_path):
     assert torch.load(last(tmp_path), weights_only=True)["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_the_best_epochs_are_kept_under_their_numbers(run, tmp_path):
     run(
         [*TINY, "callbacks=[default,best_k]", "callbacks.best.save_top_k=2", "trainer.max_epochs=4"]
@@ -114,6 +116,7 @@ def test_the_best_epochs_are_kept_under_their_numbers(run, tmp_path):
     assert all(name.startswith("best-00") for name in kept[:2])
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_and_accumulated(run, steps):
     norms, _ = steps
     run([*TINY, "trainer.gradient_clip_val=0.01"])
@@ -156,6 +159,7 @@ def test_smaller_images_at_first(run, tmp_path):
     assert summary["macs_per_image"] == macs[2]
 
 
+@pytest.mark.slow
 def test_smaller_images_of_a_vit_are_whole_patches(run, tmp_path):
     """0.6 of 32 pixels is 19.2, the nearest of whole patches 16: in 4 of 7 steps."""
     arguments = ["model=vit", "model.patch_size=16", "model.embed_dim=12", "model.num_layers=1"]

@@ -27,6 +27,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_own_choices_compose_and_are_checked_like_ours(own, way):
     there = way(own)
@@ -73,6 +74,7 @@ def test_a_real_run_with_own_choices(own, tmp_path, way):
     assert "seed: 7" in config
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize(
     "text",
     [

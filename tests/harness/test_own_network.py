@@ -55,6 +55,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.sweep(5)
 @pytest.mark.parametrize(("given", "message"), WRONG)
 def test_what_is_wrong_is_said_before_data_is_read(here, composed, monkeypatch, given, message):
     monkeypatch.setattr(DigitsData, "setup", lambda *_: pytest.fail("data was read"))
@@ -89,6 +90,7 @@ def test_a_class_of_ours_is_not_mixed_with_ones_own(composed, here):
         fit(composed(["model=sagan", "model._target_=my_net.Net", *SHORT]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Net", "inserted"])
 def test_its_checkpoint_opens_where_its_code_is_given(here, composed, name, capsys):
     given = check_command_line(["model=own", f"model._target_=my_net.{name}", *SHORT], CONF)
@@ -144,6 +146,7 @@ def test_a_checkpoint_alone_imports_nothing(here, composed):
         fit(composed([text for text in continued if not text.startswith("hydra")]))
 
 
+@pytest.mark.slow
 def test_own_task_and_own_data(here, composed, capsys):
     given = check_command_line(
         [

@@ -147,6 +147,7 @@ def test_a_checkpoint_is_used_without_its_augmentation(go, small, root, tmp_path
     assert report["accuracy_macro"] == pytest.approx(summary["test"]["accuracy_macro"])
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -206,6 +207,7 @@ def test_the_keys_are_those_of_every_set_of_photographs(composed, data, tmp_path
     assert module._photo_augmentation.color_jitter == 0.4
 
 
+@pytest.mark.slow
 def test_transforms_of_ones_own_beside_the_command_line(run, small, tmp_path, monkeypatch):
     (tmp_path / "my_transforms.py").write_text(
         "from torchvision.transforms import v2\n"

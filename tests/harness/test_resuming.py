@@ -50,6 +50,7 @@ def without_steps(found: dict) -> dict:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -112,6 +113,7 @@ def test_between_two_accumulated_batches(go, tmp_path, monkeypatch):
     assert differences(outcome(whole), outcome(cut)) == []
 
 
+@pytest.mark.slow
 def test_more_steps_go_on_in_the_same_epoch(go):
     """With a constant rate 5 steps and then 13 are 13 in one go, in 9 batches an epoch."""
     constant = ["recipe.warmup=0.0", "recipe.final=1.0", "recipe.resizing=[]"]

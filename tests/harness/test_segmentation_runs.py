@@ -75,6 +75,7 @@ def test_a_run_is_judged_by_its_mean_iou_and_leaves_masks(run, root, tmp_path, c
     assert summary["test"]["mean_iou"] == pytest.approx(counted_again(network, root), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("segmenter", marks=pytest.mark.slow), "unet"])
 def test_a_run_that_was_stopped_and_continued_is_one_that_was_not(
     run, root, tmp_path, monkeypatch, kind
@@ -102,6 +103,7 @@ def test_a_run_that_was_stopped_and_continued_is_one_that_was_not(
     assert differences(found["whole"]["state_dict"], found["other"]["state_dict"])
 
 
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -163,6 +165,7 @@ def test_a_unet_is_filled_in_for_its_task(composed, root):
     assert (cfg.model.timed, cfg.model.classes, cfg.model.out_channels) == (True, 10, 3)
 
 
+@pytest.mark.slow
 def test_from_the_shell_train_and_predict(root, tmp_path):
     """As somebody does it with a folder of their own."""
     output = train(*SEGMENTER, f"data.root={root}", f"hydra.run.dir={tmp_path}/out", cwd=tmp_path)

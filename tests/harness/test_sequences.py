@@ -117,6 +117,7 @@ def test_lines_from_end_to_end(run, tmp_path, capsys):
     assert "predict" in printed
 
 
+@pytest.mark.slow
 def test_a_users_own_lines_from_end_to_end(run, tmp_path, capsys):
     """From a folder to what the trained network reads in one of its files."""
     from cvattn.cli import main

@@ -75,6 +75,7 @@ def test_one_process_is_the_first(surroundings, number):
         assert is_first() == (number == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "arguments", "message"),
     [

@@ -26,6 +26,7 @@ KILLED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moments",
     [

@@ -52,6 +52,7 @@ def test_from_weights_of_a_file_to_the_gamma_of_each_block(composed, run, tmp_pa
     assert again.task.inserted_lr == 1.0
 
 
+@pytest.mark.slow
 def test_from_weights_of_a_package(composed, run, tmp_path, monkeypatch, capsys):
     """Under other names than timm's; the run says so, and goes on without the package."""
     import timm
@@ -115,6 +116,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.parametrize(("override", "message"), WRONG)
 def test_what_is_wrong_is_said(run, override, message, monkeypatch):
     monkeypatch.setenv("CVATTN_OFFLINE", "1")

@@ -67,6 +67,7 @@ def test_samples_that_are_drawn_anew_are_the_same_ones_too():
     assert not torch.equal(first[1], next(iter(data.train_dataloader()))[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "train", "val", "test"),
     [
@@ -87,12 +88,14 @@ def test_limits(run, labels, override, train, val, test):
     assert (len(labels["train"]), labels["val"], labels["test"]) == (train, val, test)
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_make_fewer_steps(run, tmp_path):
     run([*ALL, "trainer.accumulate_grad_batches=5"])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["images"], summary["steps"]) == (1200, 3)
 
 
+@pytest.mark.slow
 def test_an_epoch_without_validation_shows_none(run, tmp_path, capsys):
     best = run([*TINY, "trainer.check_val_every_n_epoch=3", "trainer.max_epochs=4"])
     rows = read_metrics(tmp_path / "run" / "metrics.csv")

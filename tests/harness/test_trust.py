@@ -93,6 +93,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.parametrize(("changes", "message"), CHANGES)
 def test_what_a_file_asks_for_beyond_its_run_is_refused(
     offered, monkeypatch, tmp_path, changes, message

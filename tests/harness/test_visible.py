@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 from PIL import Image
 from runs import TINY
 
@@ -54,6 +55,7 @@ def test_a_short_epoch_has_one_line(run, capsys):
 NAMES = ["\x1b[35m first", "Ba$$in", "$a_b^{", "<b>\\x", "猫 🐈", "a" * 200, "\x1b[31m%s", "=1+1"]
 
 
+@pytest.mark.slow
 def test_names_of_every_kind_do_not_cost_a_run_its_summary(run, tmp_path, capsys):
     for part, count in {"train": 3, "test": 2}.items():
         for label, name in enumerate(NAMES):

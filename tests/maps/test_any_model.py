@@ -24,6 +24,7 @@ def first_of(output: Any) -> Tensor:
     return output
 
 
+@pytest.mark.sweep(6)
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("case", named(CASES))
 def test_weights_are_those_that_the_library_says(case: Case):
@@ -49,6 +50,7 @@ def test_weights_are_those_that_the_library_says(case: Case):
             assert_near(of_row, got[:, :, [0]], name)
 
 
+@pytest.mark.sweep(7)
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("case", named(CASES | WINDOWED))
 def test_a_planted_patch_lies_where_the_keys_change(case: Case):

@@ -126,6 +126,7 @@ def test_an_encoder_takes_the_weights_of_a_classifier(encoder, tmp_path):
         wrong.load_pretrained()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_compiled_and_exported_networks_give_the_same_masks(head):
     network = make(head)

@@ -68,14 +68,40 @@ def test_the_products_of_blocks_are_counted():
 def test_a_control_and_no_attention_at_all():
     frozen = TimmCNN(NAME, 7, attention={"after": "layer[34]", "block": "frozen"})
     assert [b.gamma.requires_grad for b in blocks(frozen).values()] == [False, False]
-    for attention in (None, {}, {"after": []}):
+    for attention in (None, {}, {"after": []}, {"after": "layer3", "block": "none"}):
         assert blocks(TimmCNN(NAME, 7, attention=attention)) == {}
+
+
+def test_a_convolution_of_equal_cost():
+    """14 x 14 positions of 48 channels and 7 x 7 of 192, to a channel of the one between."""
+    image = torch.zeros(1, 3, 32, 32)
+    costs = {
+        block: count_macs(TimmCNN(NAME, 7, input_size=112, attention=TWO | {"block": block}), image)
+        for block in ("common", "convolution")
+    }
+    assert abs(costs["common"] - costs["convolution"]) <= 9 * (196 * 48 + 49 * 192)
+    network = TimmCNN(NAME, 7, input_size=112, attention=TWO | {"block": "convolution"}).eval()
+    without = TimmCNN(NAME, 7, input_size=112).eval()
+    without.load_state_dict({k: v for k, v in network.state_dict().items() if "inserted" not in k})
+    assert torch.equal(network(image), without(image))
+    with pytest.raises(ValueError, match="set input_size"):
+        TimmCNN(NAME, 7, attention=TWO | {"block": "convolution"})
+
+
+def test_small_images_are_enlarged_before_the_first_layer():
+    network = TimmCNN(NAME, 7, input_size=62).eval()
+    given = torch.randn(2, 3, 31, 43)
+    larger = torch.nn.functional.interpolate(given, (62, 86), mode="bilinear")
+    assert torch.equal(network(given), network.cnn(larger))
+    assert torch.equal(network(larger), network.cnn(larger))
+    with pytest.raises(ValueError, match=r"\(63, 90\) are larger than input_size=62"):
+        network(torch.zeros(1, 3, 63, 90))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 @pytest.mark.parametrize("classes", [11, 7])
 def test_weights_of_a_file(tmp_path, suffix, classes):
-    """The head too where it has as many classes; blocks stay as they were drawn."""
+    """The head too where it has as many classes, else zeros; blocks stay as they were drawn."""
     theirs = timm_network(num_classes=11)
     path = tmp_path / f"weights.{suffix}"
     (save_file if suffix == "safetensors" else torch.save)(theirs.state_dict(), path)
@@ -88,6 +114,7 @@ def test_weights_of_a_file(tmp_path, suffix, classes):
     assert all(torch.equal(now[name], before[name]) for name in blocks_keys)
     head = {"fc.weight", "fc.bias"} if classes == 7 else set()
     assert all(torch.equal(now[name], given[name]) for name in given.keys() - head)
+    assert all(now[name].eq(0).all() for name in head)
 
 
 def test_weights_for_colour_in_a_grey_network(tmp_path):
@@ -182,6 +209,11 @@ WRONG = {
         "no weights for mobilenetv2_035",
     ),
     "one size": ({"name": "test_vit"}, "test_vit takes images of one size: no CNN"),
+    "stem and size": (
+        {"small_images": True, "input_size": 112},
+        "input_size=112 enlarges small images and small_images=True .*: choose one",
+    ),
+    "no size": ({"input_size": 0}, "input_size=0 must be at least 1"),
     "layer": ({"attention": {"after": "layer5"}}, "no layer 'layer5'; did you mean layer4"),
     "block": (
         {"attention": {"after": "layer3", "block": "bigan"}},

@@ -19,6 +19,7 @@ from cvattn.models.unet_layers import (
 )
 
 
+@pytest.mark.sweep(3)
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize(("timed", "classes"), [(True, 5), (True, 0), (False, 5), (False, 0)])
@@ -80,6 +81,7 @@ def test_a_residual_block_and_the_waves_are_those_of_diffusers(in_channels):
     assert (time_waves(times, 5) - waves).abs().max() < 1000 * torch.finfo(torch.float32).eps
 
 
+@pytest.mark.sweep(10)
 @pytest.mark.parametrize("attention", KINDS)
 @pytest.mark.parametrize(
     ("channels", "size", "multipliers", "at"),

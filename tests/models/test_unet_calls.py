@@ -54,10 +54,8 @@ def test_it_compiles_in_one_graph(attention, backend):
     assert_accurate(found, outcome, net, images, times, labels=labels)
 
 
-@pytest.mark.parametrize(
-    "attention",
-    [kind if kind == "unet" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", KINDS)
 def test_it_is_exported_for_any_number_of_images(attention):
     net = filled(2, classes=3, attention=attention).eval()
     dynamic = ({0: torch.export.Dim("batch")},) * 3

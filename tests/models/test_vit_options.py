@@ -315,6 +315,7 @@ def test_an_attention_pool_is_counted_and_looked_at():
     assert maps["encoder.layers.1.self_attn"].shape == (1, 3, 17, 17)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -14,6 +14,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.sweep(8)
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_any_name_is_drawn_as_it_is(name):
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -264,6 +264,7 @@ def test_no_argument_is_left_out(kind):
     assert set(inspect.signature(kind).parameters) <= known
 
 
+@pytest.mark.sweep(64)
 @pytest.mark.parametrize(("kind", "options", "says"), CASES)
 def test_taken_exactly_or_refused_by_name(kind, options, says):
     theirs = fill(kind(**(SIZES | options))).eval()

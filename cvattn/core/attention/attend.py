@@ -3,17 +3,16 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cvattn.core.attention.call import AttentionCall, describe_call, exporting
-from cvattn.core.attention.fused_second import add_second_derivative
 from cvattn.core.attention.inputs import check_inputs, check_terms, merge_allowed
 from cvattn.core.attention.nonfinite import all_finite, propagate_nonfinite, split_nonfinite
-from cvattn.core.attention.plan import LEAST_FUSED_KEYS, padded_widths
+from cvattn.core.attention.plan import LEAST_FUSED_KEYS
 from cvattn.core.attention.reference import reference_attention
 from cvattn.core.attention.routing import take_route
 from cvattn.core.attention.tiled import tiled_attention
+from cvattn.core.attention.torch_kernel import kernel_attention
 
 
 def attention(
@@ -108,7 +107,7 @@ def _fused(
     plain_causal = False
     if is_causal and attn_mask is None and attn_bias is None and call.length == call.key_length:
         plain_causal = True  # not the condition itself, which is symbolic where sizes are open
-    term = None if attn_bias is None else _in_dtype(attn_bias, query.dtype)
+    term = None if attn_bias is None else _in_dtype(attn_bias, call.dtype)
     if is_causal and not plain_causal:
         allowed = merge_allowed(query, key, attn_mask, None, is_causal)
     else:
@@ -124,18 +123,10 @@ def _fused(
             allowed = merge_allowed(query, key, allowed, attn_bias, False)
         split = split_nonfinite(query, key, value, allowed, is_causal=plain_causal)
         query, key, value, nan_rows = split
-    width, value_width = padded_widths(call)
-    output = F.scaled_dot_product_attention(
-        _dense(query, width),
-        _dense(key, width),
-        _dense(value, value_width),
-        attn_mask=term,
-        dropout_p=dropout_p,
-        is_causal=plain_causal,
-        scale=scale,
+    output = kernel_attention(
+        call, query, key, value, term, is_causal=plain_causal, scale=scale, dropout_p=dropout_p
     )
-    add_second_derivative(output, is_causal=plain_causal, scale=scale, dropout_p=dropout_p)
-    return propagate_nonfinite(output[..., : call.value_dim], nan_rows)
+    return propagate_nonfinite(output, nan_rows)
 
 
 def _skips_nan(call: AttentionCall) -> bool:
@@ -151,13 +142,3 @@ def _in_dtype(bias: Tensor, dtype: torch.dtype) -> Tensor:
         return bias.to(dtype)
     largest = torch.finfo(dtype).max
     return bias.clamp(-largest, largest).to(dtype).masked_fill(bias == float("-inf"), float("-inf"))
-
-
-def _dense(tensor: Tensor, width: int) -> Tensor:
-    """Zero columns up to ``width`` (they add nothing to a product), and a last stride of 1.
-
-    The CPU kernel needs that stride: without it torch stores all scores and says nothing.
-    """
-    if tensor.shape[-1] < width:
-        tensor = F.pad(tensor, (0, width - tensor.shape[-1]))
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

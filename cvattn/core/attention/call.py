@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from cvattn.core.attention.precision import autocast_dtype
+from cvattn.core.constants import constant_in_programs
+
 
 class AttentionCall(NamedTuple):
     """A call of :func:`attention`, as the plan sees it.
@@ -57,7 +60,6 @@ def describe_call(
 ) -> AttentionCall:
     """The call as the plan sees it."""
     device = query.device.type
-    autocast = not query.is_meta and torch.is_autocast_enabled(device)
     built = 0
     # An export takes torch's operators in any case, and its sizes must stay open.
     if not exporting():
@@ -73,7 +75,7 @@ def describe_call(
         key_length=key.shape[2],
         head_dim=query.shape[3],
         value_dim=value.shape[3],
-        dtype=torch.get_autocast_dtype(device) if autocast else query.dtype,
+        dtype=autocast_dtype(query) or query.dtype,
         device=device,
         built_mask=built,
         grad=torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)),
@@ -96,7 +98,7 @@ def _is_transformed() -> bool:
 
 # torch 2.10's compiler takes is_exporting() for True in every program. What is constant in one is
 # asked outside of it.
-@torch.compiler.assume_constant_result
+@constant_in_programs
 def exporting() -> bool:
     """Whether a program is being made for elsewhere, whose sizes must stay open."""
     return torch.compiler.is_exporting()

@@ -10,14 +10,16 @@ from torch import Tensor
 
 from cvattn.core.attention.criss_cross_tiles import Dropout, groups
 from cvattn.core.attention.precision import score_dtype
+from cvattn.core.attention.tile_weights import NOT_CAPTURED
 
 LIBRARY = torch.library.Library("cvattn", "FRAGMENT")
 _CALL = "Tensor? key_mask, float scale, float dropout_p, Tensor? seed"
 _MAPS = "Tensor query, Tensor key, Tensor value"
-LIBRARY.define(f"criss_cross({_MAPS}, {_CALL}) -> (Tensor, Tensor)")
+LIBRARY.define(f"criss_cross({_MAPS}, {_CALL}) -> (Tensor, Tensor)", tags=NOT_CAPTURED)
 LIBRARY.define(
     f"criss_cross_backward(Tensor grad, Tensor output, Tensor log_sum, {_MAPS}, {_CALL})"
-    " -> (Tensor, Tensor, Tensor)"
+    " -> (Tensor, Tensor, Tensor)",
+    tags=NOT_CAPTURED,
 )
 
 

@@ -17,6 +17,8 @@ LEAST_HALF_SCORES = 128 * 128
 LEAST_FUSED_KEYS = 16
 # Up to so many keys and so narrow heads torch's CPU kernel is slower than plain products.
 SHORT_KEYS, SHORT_WIDTH = 64, 32
+# CUDA's grids have so many places for samples, and as many for heads.
+GRID_LIMIT = 2**16 - 1
 # Scores of fewer bytes do not repay what the plain products' calls cost.
 LEAST_SHORT_SCORES = 2**17
 
@@ -44,6 +46,7 @@ _BUILT = "a mask with an entry for each score would have to be built"
 _SHORT = "torch's CPU kernel is slower where few keys meet narrow heads"
 _EMULATED = "this CPU emulates half-precision products: float32 tiles are faster"
 _TRANSFORMED = "torch's fused kernels have no forward mode, second derivative or vmap"
+_NOTHING = "there is nothing to compute, which some of torch's kernels refuse"
 _NOT_TRANSFORMED = "compilers do not follow the derivatives of tiles under transforms"
 
 
@@ -94,6 +97,8 @@ def _on_accelerator(call: AttentionCall) -> Route:
     refused: dict[RouteName, str] = {}
     if call.built_mask * call.dtype.itemsize > SCORES_BOUND:
         refused["fused"] = refused["padded"] = _BUILT
+    if count_scores(call) == 0:
+        refused["fused"] = refused["padded"] = _NOTHING
     for name in _FUSED:
         unable = why_impossible(name, call)
         if unable is not None:
@@ -137,11 +142,21 @@ def why_impossible(name: RouteName, call: AttentionCall) -> str | None:
             return "for unequal widths torch's CPU kernel gives way to storing all scores"
         return "a width is not a multiple of 16 bytes"
     if call.device != "cpu":
-        return "no fused kernel takes float64" if call.dtype == torch.float64 else None
+        return _no_accelerated_kernel(call)
     if call.dropout:
         return "with dropout torch's CPU kernel gives way to storing all scores"
     if call.bias_grad:
         return "for a bias's gradient torch's CPU kernel gives way to storing all scores"
+    return None
+
+
+def _no_accelerated_kernel(call: AttentionCall) -> str | None:
+    if call.dtype == torch.float64:
+        return "no fused kernel takes float64"
+    if call.bias_grad and not call.grad:
+        return "for a bias alone torch's kernel keeps nothing to compute its gradient from"
+    if call.heads > GRID_LIMIT:
+        return "there are more heads than a grid of torch's kernels has places"
     return None
 
 

@@ -6,6 +6,8 @@ What is constant in a program is asked outside of it.
 
 import torch
 
+from cvattn.core.constants import constant_in_programs
+
 
 def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """float32 for half precision on CPUs without such instructions, where products are emulated.
@@ -18,7 +20,7 @@ def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 
 
 # What is constant in a program is asked outside of it.
-@torch.compiler.assume_constant_result
+@constant_in_programs
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware."""
     if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10
@@ -27,7 +29,7 @@ def has_bfloat16() -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-@torch.compiler.assume_constant_result
+@constant_in_programs
 def has_half_kernel() -> bool:
     """Whether torch's CPU kernel is made for half precision here.
 
@@ -37,7 +39,7 @@ def has_half_kernel() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-@torch.compiler.assume_constant_result
+@constant_in_programs
 def has_amx() -> bool:
     """Whether this CPU multiplies tiles of bfloat16 in one instruction."""
     if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10

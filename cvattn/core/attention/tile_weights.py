@@ -8,11 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cvattn.core.attention.inputs import can_ask
 from cvattn.core.attention.precision import product_dtype, score_dtype
 from cvattn.core.attention.tiles import Terms, Tile, tile_scores, tiles
 
 # With as many the first product is twice as fast where its keys are contiguous, which is a copy.
 MANY_ROWS = 256
+# What a seed of dropout draws on a GPU would be the same in each replay of a CUDA graph.
+NOT_CAPTURED = (torch.Tag.cudagraph_unsafe,)
 
 
 class Buffers(NamedTuple):
@@ -60,7 +63,8 @@ class TileWeights:
             # 0 x NaN is NaN: what is hidden must be finite, and what is seen is marked by hand.
             bad_rows = ~q.isfinite().all(-1)
             bad_keys = ~(k.isfinite().all(-1) & v.isfinite().all(-1))
-            if bad_rows.any() or bad_keys.any():
+            # Where one would have to wait for the answer, as if there were some.
+            if not can_ask(q.device) or bad_rows.any() or bad_keys.any():
                 self.bad_rows, self.bad_keys = bad_rows[..., None], bad_keys[:, None]
                 q, k, v = (x.nan_to_num(0.0, 0.0, 0.0) for x in (q, k, v))
         self.queries, self.keys, self.values, self.scale = q, k, v, scale

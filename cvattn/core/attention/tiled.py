@@ -15,7 +15,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from cvattn.core.attention import tile_kernel
 from cvattn.core.attention.nonfinite import propagate_nonfinite
-from cvattn.core.attention.tile_weights import TileDropout, tile_view, tile_weights
+from cvattn.core.attention.tile_weights import (
+    NOT_CAPTURED,
+    TileDropout,
+    tile_view,
+    tile_weights,
+)
 from cvattn.core.attention.tiled_autograd import Tiled, TiledBackward
 from cvattn.core.attention.tiles import Terms, zeros_of_bias
 
@@ -53,11 +58,13 @@ _CALL = (
 LIBRARY = torch.library.Library("cvattn", "FRAGMENT")
 LIBRARY.define(
     f"tiled_attention(Tensor query, Tensor key, Tensor value, {_CALL}) -> (Tensor, Tensor)",
+    tags=NOT_CAPTURED,
 )
 LIBRARY.define(
     "tiled_attention_backward"
     f"(Tensor grad, Tensor query, Tensor key, Tensor value, {_CALL}, bool bias_grad)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
+    tags=NOT_CAPTURED,
 )
 
 
@@ -119,7 +126,7 @@ def _backward(
     dropout = TileDropout(dropout_p, seed, terms)
     d_query, d_key, d_value = (x.new_empty(x.shape) for x in (query, key, value))
     d_queries, d_keys, d_values = (x.flatten(0, 1) for x in (d_query, d_key, d_value))
-    d_bias = zeros_of_bias(attn_bias if bias_grad else None)
+    d_bias = zeros_of_bias(attn_bias if bias_grad else None, query)
     grads = grad.flatten(0, 1)
     with torch.autocast(query.device.type, enabled=False):
         for group in tile_weights(query, key, value, terms, scale):

@@ -139,8 +139,8 @@ def as_4d(term: Tensor) -> Tensor:
     return term if term.ndim == 4 else term[None, None]
 
 
-def zeros_of_bias(bias: Tensor | None) -> Tensor:
+def zeros_of_bias(bias: Tensor | None, like: Tensor) -> Tensor:
     """Where a bias's gradient is summed, in float32 at least; empty if none is wanted."""
     if bias is None:
-        return torch.zeros(0)
+        return like.new_empty(0)
     return torch.zeros_like(as_4d(bias), dtype=torch.promote_types(bias.dtype, torch.float32))

@@ -170,7 +170,9 @@ def _band(
     first = [window_start(at, window, size) - key_start for at in range(start, start + queries)]
     allowed = None
     if any(at > 0 or at + window < keys for at in first):
-        begin = torch.tensor(first, device=device)[:, None]
+        # Computed there: a list that is brought to a GPU has to be waited for.
+        begin = _window_starts(torch.arange(start, start + queries, device=device), window, size)
+        begin = begin[:, None] - key_start
         key = torch.arange(keys, device=device)
         allowed = (key >= begin) & (key < begin + window)
     return Band(start, tiles, queries, key_start, keys, allowed)
@@ -179,6 +181,11 @@ def _band(
 def window_start(position: int, window: int, size: int) -> int:
     """The first key of a query's window: centred on it, or moved inwards at the border."""
     return min(max(position - window // 2, 0), size - window)
+
+
+def _window_starts(positions: Tensor, window: int, size: int) -> Tensor:
+    """:func:`window_start` of several."""
+    return (positions - window // 2).clamp(0, size - window)
 
 
 def _offsets(band: Band, window: int, device: torch.device) -> Tensor:

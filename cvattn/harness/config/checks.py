@@ -22,14 +22,18 @@ from cvattn.harness.averaging import AveragedWeights
 from cvattn.harness.config.errors import ConfigError
 from cvattn.system import did_you_mean, imported
 
+OPTIMIZERS = tuple(
+    f"{room}.{name}"
+    for room in ("task", "recipe")
+    for name in ("optimizer", "discriminator_optimizer")
+)
 # What a `_target_` may be, by where it stands: a configuration cannot call anything else.
 KINDS: dict[str, type] = {
     "model": nn.Module,
     "data": DataModule,
     "data.transforms.*": v2.Transform,
     "task": pl.LightningModule,
-    "task.optimizer": Optimizer,
-    "recipe.optimizer": Optimizer,
+    **dict.fromkeys(OPTIMIZERS, Optimizer),
     "trainer": pl.Trainer,
     "callbacks.*": pl.Callback,
     "logger.*": Logger,
@@ -37,8 +41,7 @@ KINDS: dict[str, type] = {
 # Arguments that the harness passes itself, and what says them instead.
 GIVEN = {
     "task": {"network": "model=", "test_views": "data.test_views="},
-    "task.optimizer": {"params": "the task"},
-    "recipe.optimizer": {"params": "the task"},
+    **{key: {"params": "the task"} for key in OPTIMIZERS},
     "trainer": {
         "callbacks": "callbacks=",
         "logger": "logger=",

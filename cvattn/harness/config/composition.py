@@ -147,7 +147,9 @@ class Composer:
                     self.unlisted.add(key)
                     text = f"++{key}=null" if override.is_delete() else f"++{text}"
                 texts.append(text)
-            return compose("config", overrides=[*groups, *texts, *self.search])
+            # A composition takes a good part of the time that a run needs to begin.
+            again = [*groups, *texts, *self.search]
+            return compose("config", overrides=again) if texts else composed
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(str(error).strip()) from error
 

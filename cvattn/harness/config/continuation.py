@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cvattn.harness.config.checks import TOP_LEVEL
+from cvattn.harness.config.checks import OPTIMIZERS, TOP_LEVEL
 from cvattn.harness.config.composition import parse
 from cvattn.harness.config.errors import ConfigError
 from cvattn.harness.config.saved_run import SavedRun, keys_of
@@ -84,7 +84,7 @@ def continued_config(
     cfg.run_dir = str(saved.folder)
     check_saved(cfg, composed, saved.folder)
     before = OmegaConf.create(source)
-    kept = ("model", "recipe.optimizer._target_", "task.optimizer._target_", "task.criterion")
+    kept = ("model", "task.criterion", *(f"{name}._target_" for name in OPTIMIZERS))
     for key in kept:
         _check_kept(key, OmegaConf.select(before, key), OmegaConf.select(cfg, key), path)
     return cfg

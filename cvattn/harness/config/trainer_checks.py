@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -59,6 +60,24 @@ def check_trainer(cfg: DictConfig) -> None:
             check_world_size(batch_size, processes(cfg.trainer))
         except ValueError as error:
             raise ConfigError(f"data: {error}") from error
+
+
+def check_steps(task: pl.LightningModule, trainer: DictConfig) -> None:
+    """Raise ConfigError for what Lightning does not do where a task takes its steps itself."""
+    if task.automatic_optimization:
+        return
+    for key, none in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
+        value = trainer.get(key)
+        if value not in (None, none):
+            raise ConfigError(
+                f"trainer.{key}={value}: {type(task).__name__} has two optimisers and takes their "
+                "steps itself, without it; leave it out"
+            )
+    if str(trainer.strategy).endswith("_unused_parameters_false"):
+        raise ConfigError(
+            f"trainer.strategy={trainer.strategy}: each step of {type(task).__name__} is of a part "
+            "of the network, and leaves the other unused; use trainer.strategy=ddp"
+        )
 
 
 def processes(trainer: DictConfig) -> int:

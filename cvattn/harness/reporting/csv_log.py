@@ -61,6 +61,10 @@ class CSVLog(Logger):
         row.update({"step": step, **self._waiting, **values})
         self._waiting.clear()
 
+    def column(self, metric: str) -> list[float]:
+        """Its values, epoch by epoch, of those that have one."""
+        return [self.rows[e][metric] for e in sorted(self.rows) if metric in self.rows[e]]
+
     def forget_from(self, epoch: int) -> None:
         """Drop the rows of this epoch and later ones, which are about to be trained again."""
         self.rows = {e: row for e, row in self.rows.items() if e < epoch}

@@ -14,7 +14,7 @@ from cvattn.harness.config.paths import continue_command, short
 from cvattn.harness.provenance import machine, versions
 from cvattn.harness.reporting.summary import figure
 from cvattn.maps import attention_modules
-from cvattn.tasks import FlowTask
+from cvattn.tasks.making import MakingTask
 
 # Commands that take a network, by what it was trained on; {} is its checkpoint.
 _NEXT = {
@@ -108,7 +108,7 @@ def show_end(console: Console, summary: dict[str, Any], run: Run) -> None:
 
 
 def _next(run: Run) -> tuple[str, ...]:
-    if isinstance(run.task, FlowTask):
+    if isinstance(run.task, MakingTask):
         return ("sample {}", "judge {}")
     return _NEXT.get(run.info.unit, ())
 

@@ -1,6 +1,6 @@
 """The pictures of a run: learning curves, and what attention looks at."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from cvattn.system import figures
 from cvattn.system.files import whole_file
 
 _MOST_BLOCKS = 4
+_SHARES = {
+    *("accuracy", "character error rate", "mean IoU", "mean average precision"),
+    "spread within classes",
+}
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
@@ -28,6 +32,8 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
         ("val/cer", "character error rate"),
         ("val/mean_iou", "mean IoU"),
         ("val/mean_average_precision", "mean average precision"),
+        ("val/swd", "sliced Wasserstein distance"),
+        ("val/spread", "spread within classes"),
         ("gamma/", "gamma"),
         ("entropy/", "attention entropy (nats)"),
         ("lr", "learning rate"),
@@ -52,7 +58,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> No
         axes.set_title(label, fontsize=10)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if label in ("accuracy", "character error rate", "mean IoU", "mean average precision"):
+        if label in _SHARES:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.legend(fontsize=7, framealpha=0.7, edgecolor="none")
     figure.suptitle(figures.label(title), fontsize=11)
@@ -94,19 +100,36 @@ def draw_attention(
     )
     if not found:
         return False
+    with torch.no_grad():
+        guesses = network(images).argmax(-1).tolist()
+    titles = [
+        figures.label(classes[label], 22)
+        + ("" if guess == label else f"\n(taken for {figures.label(classes[guess], 14)})")
+        for label, guess in zip(labels, guesses, strict=True)
+    ]
+    draw_heats(to_picture(images), titles, found, path)
+    return True
+
+
+def draw_heats(
+    pictures: np.ndarray, titles: Sequence[str], found: Mapping[str, Tensor], path: Path
+) -> None:
+    """Pictures (B, H, W, C) above where their middle looks in some of the blocks -> a PNG.
+
+    Args:
+        found: as :func:`cvattn.maps.attention_heat` gives it.
+    """
     # From the first block to the last.
     places = np.linspace(0, len(found) - 1, min(_MOST_BLOCKS, len(found)))
     heats = {name: found[name].mean(dim=1) for name in (list(found)[round(i)] for i in places)}
-    with torch.no_grad():
-        guesses = network(images).argmax(-1).tolist()
-    pictures = to_picture(images)
-    figure = Figure(figsize=(1.6 * len(images), 1.6 * (1 + len(heats)) + 0.6), layout="constrained")
-    grid = figure.subplots(1 + len(heats), len(images), squeeze=False)
+    size = (1.6 * len(pictures), 1.6 * (1 + len(heats)) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(1 + len(heats), len(pictures), squeeze=False)
+    height, width = pictures.shape[1:3]
     middle = (width / 2 - 0.5, height / 2 - 0.5)
-    for column, (picture, label, guess) in enumerate(zip(pictures, labels, guesses, strict=True)):
-        right = "" if guess == label else f"\n(taken for {figures.label(classes[guess], 14)})"
+    for column, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         grid[0, column].imshow(picture, cmap="gray", vmin=0, vmax=255)  # colours if there are any
-        grid[0, column].set_title(f"{figures.label(classes[label], 22)}{right}", fontsize=8)
+        grid[0, column].set_title(title, fontsize=8)
         for row, (name, heat) in enumerate(heats.items(), start=1):
             axes = grid[row, column]
             axes.imshow(overlay(picture, heat[column]))
@@ -118,4 +141,3 @@ def draw_attention(
     figure.suptitle("where the middle (+) looks; brighter = more", fontsize=9)
     with whole_file(path) as file:
         figures.save(figure, file)
-    return True

@@ -10,12 +10,20 @@ from cvattn.data import ImageDataModule, MaskDataModule
 from cvattn.data.sequences.base import SequenceDataModule
 from cvattn.harness.assemble import Run
 from cvattn.harness.reporting.csv_log import CSVLog
+from cvattn.harness.reporting.made_attention import draw_made_attention
 from cvattn.harness.reporting.mask_pictures import draw_masks
 from cvattn.harness.reporting.pictures import draw_attention, draw_curves
 from cvattn.harness.reporting.reading_picture import draw_reading
 from cvattn.harness.reporting.sample_pictures import draw_samples
 from cvattn.system import figures
-from cvattn.tasks import ClassificationTask, FlowTask, NetworkTask, SegmentationTask, SequenceTask
+from cvattn.tasks import (
+    ClassificationTask,
+    GANTask,
+    NetworkTask,
+    SegmentationTask,
+    SequenceTask,
+)
+from cvattn.tasks.making import MakingTask
 
 
 def draw_run(run: Run, trainer: pl.Trainer) -> None:
@@ -32,7 +40,7 @@ def draw_run(run: Run, trainer: pl.Trainer) -> None:
     run.network.eval()
     with figures.tolerate_failure("attention.png"):
         _draw_attention(run.task, run)
-    if isinstance(run.task, FlowTask):
+    if isinstance(run.task, MakingTask):
         with figures.tolerate_failure("samples.png"):
             data = cast(ImageDataModule, run.data)
             draw_samples(run.task, data, run.folder / "samples.png", rows=8)
@@ -58,6 +66,11 @@ def _(task: ClassificationTask, run: Run) -> None:
         run.folder / "attention.png",
         to_picture=data.denormalise,
     )
+
+
+@_draw_attention.register
+def _(task: GANTask, run: Run) -> None:
+    draw_made_attention(task, cast(ImageDataModule, run.data), run.folder / "attention.png")
 
 
 @_draw_attention.register

@@ -1,24 +1,63 @@
 """Images that a network makes while it learns to."""
 
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 
 from cvattn.core.modes import in_eval_mode
 from cvattn.data import ImageDataModule
 from cvattn.harness.config.errors import ConfigError
-from cvattn.inference import Generator, Way
+from cvattn.inference import GANWay, Way, generator_of
 from cvattn.inference.grids import image_grid
 from cvattn.models.flow import Solver
 from cvattn.system.figures import tolerate_failure
 from cvattn.system.files import make_folder, whole_file
-from cvattn.tasks import FlowTask
+from cvattn.tasks import FlowTask, GANTask, NetworkTask
 
 _COLUMNS = 10
 
 
-class SampleGrid(pl.Callback):
+class _Grid(pl.Callback):
     """Writes a picture of made images after each validation: ``epoch_003.png``.
+
+    They begin with the same noise each time, so one sees what training changes of them. With
+    averaged weights, it is those that make them.
+    """
+
+    def __init__(self, dirpath: str, *, rows: int, every_n_epochs: int, way: Any) -> None:
+        for name, value in (("rows", rows), ("every_n_epochs", every_n_epochs)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        self.dirpath = dirpath
+        self.rows = rows
+        self.every_n_epochs = every_n_epochs
+        self.way = way
+
+    def on_validation_epoch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: NetworkTask,  # type: ignore[override]
+    ) -> None:
+        epoch = trainer.current_epoch + 1
+        last = epoch == trainer.max_epochs
+        if trainer.sanity_checking or not (last or epoch % self.every_n_epochs == 0):
+            return
+        if trainer.is_global_zero:
+            path = Path(self.dirpath) / f"epoch_{epoch:03d}.png"
+            with tolerate_failure(path.name):
+                make_folder(path.parent)
+                draw_samples(
+                    pl_module,
+                    trainer.datamodule,  # type: ignore[attr-defined]
+                    path,
+                    rows=self.rows,
+                    way=self.way,
+                )
+
+
+class SampleGrid(_Grid):
+    """A picture after each validation, ``epoch_003.png``, of images made along a flow.
 
     They begin with the same noise each time, so one sees what training changes of them. With
     averaged weights, it is those that make them.
@@ -42,13 +81,10 @@ class SampleGrid(pl.Callback):
         solver: Solver = "heun",
         guidance: float = 1.0,
     ) -> None:
-        for name, value in (("rows", rows), ("every_n_epochs", every_n_epochs), ("steps", steps)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        self.dirpath = dirpath
-        self.rows = rows
-        self.every_n_epochs = every_n_epochs
-        self.way = Way(steps=steps, solver=solver, guidance=guidance)
+        if steps < 1:
+            raise ValueError(f"steps={steps} must be at least 1")
+        way = Way(steps=steps, solver=solver, guidance=guidance)
+        super().__init__(dirpath, rows=rows, every_n_epochs=every_n_epochs, way=way)
 
     def setup(
         self,
@@ -62,34 +98,40 @@ class SampleGrid(pl.Callback):
                 "model.classes=0 the network is told none"
             )
 
-    def on_validation_epoch_end(
+
+class MadeGrid(_Grid):
+    """The same of images that a GAN makes.
+
+    Args:
+        dirpath, rows, every_n_epochs: as in :class:`SampleGrid`.
+        truncation: see :class:`cvattn.inference.GANWay`.
+    """
+
+    needs_task = GANTask
+
+    def __init__(
         self,
-        trainer: pl.Trainer,
-        pl_module: FlowTask,  # type: ignore[override]
+        dirpath: str,
+        *,
+        rows: int = 4,
+        every_n_epochs: int = 1,
+        truncation: float | None = None,
     ) -> None:
-        epoch = trainer.current_epoch + 1
-        last = epoch == trainer.max_epochs
-        if trainer.sanity_checking or not (last or epoch % self.every_n_epochs == 0):
-            return
-        if trainer.is_global_zero:
-            path = Path(self.dirpath) / f"epoch_{epoch:03d}.png"
-            with tolerate_failure(path.name):
-                make_folder(path.parent)
-                draw_samples(
-                    pl_module,
-                    trainer.datamodule,  # type: ignore[attr-defined]
-                    path,
-                    rows=self.rows,
-                    way=self.way,
-                )
+        way = GANWay(truncation=truncation)
+        super().__init__(dirpath, rows=rows, every_n_epochs=every_n_epochs, way=way)
 
 
 def draw_samples(
-    task: FlowTask, data: ImageDataModule, path: Path, *, rows: int, way: Way | None = None
+    task: NetworkTask, data: ImageDataModule, path: Path, *, rows: int, way: Any = None
 ) -> None:
-    """A column of made images for each of the first ten classes -> a PNG."""
+    """A column of made images for each of the first ten classes -> a PNG.
+
+    Args:
+        task: whose network makes images.
+        way: of its generator (:class:`cvattn.inference.Generator`).
+    """
     info = data.describe()
-    generator = Generator(
+    generator = generator_of(
         network=task.network,
         classes=info.classes,
         mean=info.mean,
@@ -97,7 +139,6 @@ def draw_samples(
         image_size=info.image_size,
         channels=info.channels,
         config={},
-        labelled=task.classes > 0,
     )
     columns = min(_COLUMNS, len(info.classes))
     classes = range(columns) if generator.labelled else ()

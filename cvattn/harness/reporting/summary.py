@@ -30,8 +30,8 @@ def figure(metric: str, value: float | None, digits: int = 2) -> str:
 
 
 def is_loss(name: str) -> bool:
-    """Whether a metric of that name (without its stage) is a loss: other metrics are shares."""
-    return name.startswith("loss")
+    """Whether a metric of that name (without its stage) is a loss or distance: else a share."""
+    return name.startswith("loss") or name == "swd"
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

@@ -110,10 +110,15 @@ class Stopping(pl.Callback):
             device = trainer.strategy.root_device
             if device.type != "cpu" and batch_idx % _ASK_EVERY:
                 return
-            number = torch.tensor(self.number or 0, device=device)
-            distributed.all_reduce(number, distributed.ReduceOp.MAX)
-            # One that came while they asked is kept: it is told the next time.
-            self.number = int(number) or self.number
+            asked = torch.tensor(self.number or 0, device=device)
+            distributed.all_reduce(asked, distributed.ReduceOp.MAX)
+            # One that came while they asked waits: the others do not know of it yet, and whoever
+            # left alone would have them wait for it in the next step.
+            if not (told := int(asked)):
+                return
+            if self.number is None:  # its own copy may be on its way
+                self._came = time.monotonic()
+            self.number = told
         if self.number is not None:
             trainer._signal_connector.received_sigterm = True
 

@@ -149,31 +149,52 @@ def test_a_queue_stops_it_and_it_goes_on_with_other_processes(runs, place, argum
     check_equal(one, written, place / "requeued")
 
 
-@pytest.mark.parametrize("told", [0, signal.SIGTERM], ids=["nobody", "another"])
-def test_a_notice_that_comes_while_the_processes_ask_each_other(monkeypatch, tmp_path, told):
-    """It was forgotten: the answer, made before it came, was put in its place."""
+@pytest.fixture
+def asking(monkeypatch, tmp_path):
+    """One of two processes in training; its signals, its trainer, and what the other one has."""
     stopping = Stopping(tmp_path)
-    connector = SimpleNamespace(received_sigterm=False)
     trainer = SimpleNamespace(
         world_size=2,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         fit_loop=SimpleNamespace(_should_accumulate=lambda: False),
-        _signal_connector=connector,
+        _signal_connector=SimpleNamespace(received_sigterm=False),
     )
     monkeypatch.setattr(stopping, "_training", True)
-    answers = [told, signal.SIGUSR1]
+    monkeypatch.setattr(stopping, "_fitting", True)
+    other = SimpleNamespace(has=0, meanwhile=lambda: None)
 
     def all_reduce(number, operation):
-        if len(answers) == 2:
-            stopping.receive(signal.SIGUSR1, None)
-        number.fill_(max(int(number), answers.pop(0)))
+        number.fill_(max(int(number), other.has))
+        other.meanwhile()
 
     monkeypatch.setattr(distributed, "all_reduce", all_reduce)
-    monkeypatch.setattr(stopping, "_fitting", True)
+    monkeypatch.setattr(os, "_exit", lambda code: pytest.fail(f"left at once with {code}"))
+    return stopping, trainer, other
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_that_comes_while_the_processes_ask_each_other(asking, number):
+    """It waits for the next batch: whoever leaves before the others know has them wait for it."""
+    stopping, trainer, other = asking
+    other.meanwhile = lambda: stopping.receive(number, None)
     stopping.on_train_batch_end(trainer, None, None, None, 0)
-    assert stopping.number == (told or signal.SIGUSR1)
+    assert not trainer._signal_connector.received_sigterm
+    assert stopping.number == number
+    other.meanwhile = lambda: None
     stopping.on_train_batch_end(trainer, None, None, None, 1)
-    assert connector.received_sigterm
+    assert trainer._signal_connector.received_sigterm
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["while they ask", "afterwards"])
+def test_a_signal_that_another_process_told_of_before(asking, late):
+    """Its own copy is not a second press: what is being saved is saved."""
+    stopping, trainer, other = asking
+    other.has = signal.SIGTERM
+    other.meanwhile = (lambda: None) if late else lambda: stopping.receive(signal.SIGTERM, None)
+    stopping.on_train_batch_end(trainer, None, None, None, 0)
+    stopping.receive(signal.SIGTERM, None)
+    assert trainer._signal_connector.received_sigterm
+    assert stopping.number == signal.SIGTERM
 
 
 @pytest.mark.slow

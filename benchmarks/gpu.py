@@ -38,7 +38,8 @@ from rows import write_rows  # noqa: E402
 SECTIONS = {
     "kernels": 45,
     "equality": 90,
-    "edges": 90,
+    "edges": 45,
+    "modes": 45,
     "speed": 110,
     "compiled": 110,
     "training": 190,

@@ -6,7 +6,7 @@ All is drawn on the CPU, so that every device and dtype gets the same.
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from gpu_checks import Place, Yardstick, neighbour
@@ -23,8 +23,12 @@ from cvattn import (
 from cvattn.blocks import MapAttention
 from cvattn.core import attention, use_route
 from cvattn.core.attention import reference_attention
+from cvattn.core.attention.call import describe_call
+from cvattn.core.attention.plan import RouteName, why_impossible
 
 SEED = 20267
+HALVES = (torch.bfloat16, torch.float16)
+LOWER = (torch.float32, *HALVES)
 
 
 class Call(NamedTuple):
@@ -207,3 +211,13 @@ def yardstick_of(
         return own, run(moved, reference_attention)
 
     return Yardstick(both, dtype)
+
+
+def routes_for(call: Call) -> list[RouteName]:
+    """What the plan may take for such a call."""
+    query, key, value = (x.detach().requires_grad_() for x in call.tokens)
+    terms = dict(call.terms)
+    if "attn_bias" in terms:
+        terms["attn_bias"] = terms["attn_bias"].detach().requires_grad_()
+    seen = describe_call(query, key, value, **terms)
+    return [name for name in get_args(RouteName) if why_impossible(name, seen) is None]

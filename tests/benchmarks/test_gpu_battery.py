@@ -34,22 +34,19 @@ def failed(rows):
     return [gpu._words(row) for row in rows if row["ok"] == "no"]
 
 
-EDGES = (
-    "rows that",
-    "a bias",
-    "nothing",
-    "scores",
-    "rows at",
-    "a hidden",
-    "second",
-    "dropout",
-    "autocast",
-)
+EDGES = ("rows that", "a bias", "nothing", "rows at")
+MODES = ("scores", "a hidden", "second", "dropout", "autocast")
 
 
 @pytest.mark.parametrize(
     ("section", "names"),
-    [("kernels", "kernel: e"), ("equality", None), ("edges", EDGES), ("speed", "speed: map")],
+    [
+        ("kernels", "kernel: e"),
+        ("equality", None),
+        ("edges", EDGES),
+        ("modes", MODES),
+        ("speed", "speed: map"),
+    ],
 )
 def test_a_section_meets_its_bounds(section, names):
     rows = rows_of(section, names)
@@ -91,7 +88,7 @@ def test_a_backward_pass_that_drops_something_else_is_noticed(monkeypatch):
             return super().kept(tile, weights)
 
     monkeypatch.setattr(tiled, "TileDropout", Anew)
-    rows = rows_of("edges", "dropout")
+    rows = rows_of("modes", "dropout")
     assert {row["route"] for row in rows if row["ok"] == "no"} == {"tiled"}
 
 
@@ -181,7 +178,7 @@ def test_devices_are_named_for_files(monkeypatch):
 
 def test_routes_are_asked_for_where_they_can_compute_the_call():
     given = gpu_edges.make_call(bias="heads").to("cpu", torch.float32)
-    assert gpu_edges._routes_for(given) == ["tiled", "direct"]
+    assert gpu_edges.routes_for(given) == ["tiled", "direct"]
 
 
 # What is not found is as if it were not installed. torchmetrics, and Lightning for rich, ask its

@@ -8,11 +8,11 @@
 shows two epochs of them in batches of 128: a random resized crop of 8 to 100 % of the area to
 224 x 224, half of them mirrored, normalised, float32; no other work, so what is measured is what a
 loader can give at most. All use two workers: threads in ours, processes in the others.
-``data.hold=mapped`` decodes into a cache of its own, anew in each round. The same files, in shards
-of 1,000, are read by ``data=webdataset`` (from any place at any time) and by webdataset's own
-loader (from the front, through a buffer of 1,000); ours first finds out where each file is. Then
-come a second run, for the time until it begins, and one of two processes at once, for their
-memory: both end after 5,000 photographs.
+``data.hold=mapped`` decodes into a cache of its own, anew in each round, which is part of its first
+epoch. The same files, in shards of 1,000, are read by ``data=webdataset`` (from any place at any
+time) and by webdataset's own loader (from the front, through a buffer of 1,000); ours first finds
+out where each file is. Then come a second run, for the time until it begins, and one of two
+processes at once, for their memory: both end after 5,000 photographs.
 
 Each figure is of a process of its own that has imported everything; rounds take the loaders in
 turn. Memory is what the kernel says of a process and its workers together, looked at every 0.2 s:
@@ -41,10 +41,12 @@ from photographs import draw_folder, write_shards
 from rich.console import Console
 from rows import write_rows
 
+from cvattn.system.machine import usable_cores
+
 MOST = 5000  # photographs of a run that is not timed
 COLUMNS = (
     *("loader", "figure", "median", "low", "high", "target", "met", "rounds", "images"),
-    *("torch", "commit", "cpu", "bf16_instructions", "date"),
+    *("torch", "commit", "cpu", "cores", "bf16_instructions", "date"),
 )
 LARGEST_GIB = 2.0  # of a process, above its imports
 
@@ -62,7 +64,7 @@ def show_epochs(
     before, began = memory([os.getpid()]), time.perf_counter()
     found = {f"{kind} of imports": size for kind, size in before.items()}
     for number, batches in enumerate(batches_of(loader, root, rank, ranks), start=1):
-        images, start = 0, time.perf_counter()
+        images, start = 0, began if number == 1 else time.perf_counter()
         for pixels, _ in batches:
             assert pixels.dtype == torch.float32
             if not images:
@@ -172,7 +174,7 @@ def main() -> int:
         if not (root / "shards").is_dir():
             write_shards(root)
         rows = compared(args.only, root, Path(scratch), args.rounds, args.count)
-    facts = machine.facts()
+    facts = machine.facts() | {"cores": str(usable_cores())}
     name = f"loading_{machine.slug(facts['cpu'])}.csv"
     write_rows(args.output or machine.ROOT / "results" / name, COLUMNS, [r | facts for r in rows])
     return 0

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from comparison_tables import comparison_tables
+from loading_table import loading_table
 from scale_table import scale_table
 
 from cvattn.comparison.intervals import mean_text
@@ -23,6 +24,7 @@ def all_tables(results: Path) -> Iterator[tuple[str, str]]:
     yield "usefulness", usefulness_table(results)
     yield "usefulness_filters", filters_table(results)
     yield "scale", scale_table(results)
+    yield "loading", loading_table(results)
     yield from comparison_tables(results)
 
 

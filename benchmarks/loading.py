@@ -14,9 +14,10 @@ time) and by webdataset's own loader (from the front, through a buffer of 1,000)
 out where each file is. Then come a second run, for the time until it begins, and one of two
 processes at once, for their memory: both end after 5,000 photographs.
 
-Each figure is of a process of its own that has imported everything; rounds take the loaders in
-turn. Memory is what the kernel says of a process and its workers together, looked at every 0.2 s:
-PSS shares what is shared, USS leaves it out. "Above imports" is what came after them.
+Each figure is of a process of its own that has imported everything, on files that the system has
+read before; rounds take the loaders in turn. Memory is what the kernel says of a process and its
+workers together, looked at every 0.2 s: PSS shares what is shared, USS leaves it out. "Above
+imports" is what came after them.
 """
 
 import argparse
@@ -120,6 +121,8 @@ def measured(
     loader: str, root: Path, cache: Path, *, ranks: int = 1, most: int | None = None
 ) -> list[dict[str, float]]:
     """What ``show_epochs`` finds in processes of their own; with the peak of each one's memory."""
+    for path in root.rglob("*.*"):  # else the first to read from the disk would read for all
+        path.read_bytes()
     environment = {**os.environ, "CVATTN_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--folder", str(root), "--loader", loader]
     command += [] if most is None else ["--most", str(most)]

@@ -413,7 +413,7 @@ holding.read_picture = slow
 paths = sorted(Path(sys.argv[1]).glob("train/*/*"))
 source = sources.FileSource(Path(sys.argv[1]), paths, torch.zeros(len(paths)).long())
 how = holding.Decoding(3, (12, 20), None, 20, 1)
-held = mapped.mapped(source, "train", how, name="some", place=sys.argv[1])
+held = mapped.mapped(source, "test", how, name="some", place=sys.argv[1])
 print(count, held.fingerprint, flush=True)
 assert "pytorch_lightning" not in sys.modules
 """

@@ -114,7 +114,8 @@ class Held(NamedTuple):
         images: uint8 (N, C, H, W), or pictures that are made when asked for.
         good: their positions in the source, int64 (N,).
         bad: position in the source of each that cannot be read, and why.
-        fingerprint: of the pixels, or of what stands for them; "": to be computed.
+        fingerprint: of the pixels, or of what stands for them; "": to be computed, or of a part
+            of which nobody asks for it.
     """
 
     images: torch.Tensor | Pictures

@@ -124,10 +124,14 @@ def _write(
             if isinstance(found, ImageError):
                 bad.append((at, str(found)))
                 continue
-            as_in_tensor = np.ascontiguousarray(found.transpose(2, 0, 1))
-            digest.update(as_in_tensor.data)
+            if (
+                part == "test"
+            ):  # by which data is known; of all parts it would take half as long again
+                as_in_tensor = np.ascontiguousarray(found.transpose(2, 0, 1))
+                digest.update(as_in_tensor.data)
             yield found
-        facts["fingerprint"] = digest.hexdigest()[:16]
+        if part == "test":
+            facts["fingerprint"] = digest.hexdigest()[:16]
 
     write_records(target, facts, pictures())
     _say(f"{target.name}: written in {time.monotonic() - began:.0f} s")

@@ -32,7 +32,8 @@ def loading_table(results: Path) -> str:
         ]
         figures = {(row["loader"], row["figure"]): row["median"] for row in rows}
         for loader in dict.fromkeys(row["loader"] for row in rows):
-            cells = [f"{float(figures[loader, column]):.3g}" for column in _COLUMNS]
+            values = [float(figures[loader, column]) for column in _COLUMNS]
+            cells = [f"{value:,.0f}" if value >= 100 else f"{value:.2g}" for value in values]
             parts.append(f"| {' | '.join([loader, *cells])} |")
         parts += ["", "| time of an epoch | beside | first | second |", "|---|---|---|---|"]
         pairs = dict.fromkeys(
@@ -41,7 +42,8 @@ def loading_table(results: Path) -> str:
             if _RATIO in row["figure"]
         )
         for loader, rival in pairs:
-            cells = [figures[loader, f"time, epoch {n}, {_RATIO}{rival}"] for n in (1, 2)]
+            times = [figures[loader, f"time, epoch {n}, {_RATIO}{rival}"] for n in (1, 2)]
+            cells = [f"{float(time):.2f}" for time in times]
             parts.append(f"| {' | '.join([loader, rival, *cells])} |")
         parts.append("")
     return "\n".join(parts)

@@ -124,9 +124,7 @@ def _write(
             if isinstance(found, ImageError):
                 bad.append((at, str(found)))
                 continue
-            if (
-                part == "test"
-            ):  # by which data is known; of all parts it would take half as long again
+            if part == "test":  # by which data is known; sums of all parts would take long
                 as_in_tensor = np.ascontiguousarray(found.transpose(2, 0, 1))
                 digest.update(as_in_tensor.data)
             yield found

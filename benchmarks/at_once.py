@@ -5,7 +5,7 @@
 Each is a ``train.py`` of 20 steps on all cores, which is what two terminals do. Threads of OpenMP
 that wait for each other spin, and two processes then take the cores from each other for nothing;
 ``train.py`` has them sleep after 1,000 looks (``GOMP_SPINCOUNT``), the library's own value is
-300,000. The same run is timed alone with both values. Rounds take the cases in turn; the ratio is
+300,000. The run is timed alone with both values, too. Rounds take the cases in turn; the ratio is
 images per second of both together : of one alone with the library's own value, of each round.
 """
 
@@ -38,7 +38,7 @@ TARGET = 0.85
 
 def images_per_second(model: str, runs: int, spin: str | None) -> float:
     """Of as many runs together."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT",)}
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
     environment |= {} if spin is None else {"GOMP_SPINCOUNT": spin}
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / str(number) for number in range(runs)]

@@ -19,11 +19,7 @@ _COLUMNS = 10
 
 
 class _Grid(pl.Callback):
-    """Writes a picture of made images after each validation: ``epoch_003.png``.
-
-    They begin with the same noise each time, so one sees what training changes of them. With
-    averaged weights, it is those that make them.
-    """
+    """What the pictures of both kinds have in common: when, where, and how they are written."""
 
     def __init__(self, dirpath: str, *, rows: int, every_n_epochs: int, way: Any) -> None:
         for name, value in (("rows", rows), ("every_n_epochs", every_n_epochs)):

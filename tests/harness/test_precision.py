@@ -4,7 +4,7 @@ from torch import nn
 
 from cvattn.harness import precision
 from cvattn.harness.precision import probe_precision
-from cvattn.models import SAGANClassifier
+from cvattn.models import SAGAN, SAGANClassifier, UNet
 
 
 def test_the_network_and_the_random_state_are_left_alone():
@@ -16,6 +16,24 @@ def test_the_network_and_the_random_state_are_left_alone():
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
     torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs"),
+    [
+        (
+            SAGAN(3, image_size=16, classes=3, noise_dim=5, width=4),
+            (torch.randn(5, 5), torch.arange(5) % 3),
+        ),
+        (
+            UNet(3, image_size=(16, 24), classes=3, width=8),
+            (torch.randn(5, 3, 16, 24), torch.rand(5), torch.arange(5) % 3),
+        ),
+    ],
+    ids=["noise and labels", "images, times and labels"],
+)
+def test_what_has_no_channels_is_left_as_it_is(network, inputs):
+    assert probe_precision(network, *inputs, channels_last=True).reason
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,17 @@ def contract(rows: list[dict[str, str]]) -> list[str]:
         "seeds": f"[{', '.join(row['seed'] for row in rows)}]",
         "pflop": f"{float(first['pflop']):.4g}",
         "minutes": f"{statistics.mean(float(row['minutes']) for row in rows):.1f}",
-        "machine": f"{first['cores']} cores, {first['cpu']}, {first['precision']}",
+        "machine": f"{_cores(first)}, {first['cpu']}, {first['precision']}",
         "commit": f'"{first["commit"]}"',  # digits alone would be a number
     }
     name = first["data"].partition(" ")[0]
     return [f"#   {name}:", *(f"#     {key}: {value}" for key, value in lines.items())]
+
+
+def _cores(row: dict[str, str]) -> str:
+    """Those of the machine; threads are said where a run had fewer."""
+    threads, cores = row.get("threads") or row["cores"], row["cores"]
+    return f"{cores} cores" if threads == cores else f"{threads} of {cores} cores"
 
 
 def prediction_interval(values: list[float]) -> tuple[float, float]:

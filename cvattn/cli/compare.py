@@ -27,6 +27,8 @@ _SEEDS = 5
 def run(arguments: Sequence[str]) -> int:
     """The command: 1 if a run failed, 128 + the signal's number if it was stopped."""
     args = _parser().read(arguments)
+    if args.at_once < 1:
+        raise CommandError(f"--at-once {args.at_once} must be at least 1")
     try:
         name, jobs = _asked(args)
     except ConfigError as error:
@@ -49,7 +51,9 @@ def run(arguments: Sequence[str]) -> int:
         again = shlex.join(["python", "-m", "cvattn", "compare", *arguments])
         goes_on = f"The comparison goes on with\n  {again}"
         try:
-            failed = queue.work(todo, results=results, place=args.folder, console=console)
+            failed = queue.work(
+                todo, results=results, place=args.folder, console=console, at_once=args.at_once
+            )
         except queue.Stopped as stopped:
             console.print(goes_on, soft_wrap=True)
             return 128 + stopped.number
@@ -170,6 +174,13 @@ def _parser() -> Parser:
     )
     parser.add_argument("--seeds", type=int, metavar="N", help=f"0 to N - 1 ({_SEEDS} seeds)")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="make these runs, by name")
+    parser.add_argument(
+        "--at-once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs beside each other, each with its share of the cores (1)",
+    )
     parser.add_argument("--list", action="store_true", help="show the runs, train nothing")
     parser.add_argument("--plot", action="store_true", help="tables and pictures, train nothing")
     parser.add_argument(

@@ -15,7 +15,11 @@ _CIRCUMSTANCES = {
     "cpu": "processors",
     "torch": "versions of torch",
     "commit": "commits",
+    "threads": "numbers of threads",
+    "at_once": "numbers of runs at once, of which the minutes are",
 }
+# What an empty value means; of all others that there is none.
+_UNSAID = {"threads": "unknown", "at_once": "unknown"}
 
 
 def metric_table(comparison: Comparison, metric: Metric) -> Table:
@@ -77,7 +81,8 @@ def sentences(comparison: Comparison) -> list[str]:
     ]
     lines += _of_cost(comparison)
     for key, name in _CIRCUMSTANCES.items():
-        found = dict.fromkeys(_circumstance(key, row.get(key) or "none") for row in comparison.rows)
+        unsaid = _UNSAID.get(key, "none")
+        found = dict.fromkeys(_circumstance(key, row.get(key) or unsaid) for row in comparison.rows)
         if len(found) > 1:
             lines.append(f"The runs are of different {name}: {', '.join(found)}.")
     if said:

@@ -20,7 +20,7 @@ COLUMNS = (
     *("val_accuracy_gamma_0", "minutes", "pflop", "sample", "samples_per_second", "epochs"),
     *("parameters", "macs_per_sample"),
     *("precision", "cpu", "cores", "bf16_instructions", "torch", "commit", "date"),
-    *("test_loss", "val_loss", "criterion", "mode", "gpu"),
+    *("test_loss", "val_loss", "criterion", "mode", "gpu", "threads", "at_once"),
 )
 CURVES = ("train/loss", "train/accuracy", "val/loss", "val/accuracy")
 CURVE_COLUMNS = ("run", "seed", "epoch", *CURVES)
@@ -56,6 +56,7 @@ def row_of(job: Job, folder: Path) -> dict[str, object]:
         "cpu": summary["machine"]["processor"],
         "gpu": summary["machine"]["gpu"],
         "cores": usable_cores(),
+        "threads": summary["machine"].get("threads", ""),
         "bf16_instructions": bf16_instructions(),
         "torch": summary["versions"]["torch"],
         "commit": " ".join(filter(None, [*summary["earlier_commits"], summary["commit"]])),

@@ -27,7 +27,8 @@ from pathlib import Path
 
 said = dict(text.split("=", 1) for text in sys.argv[1:])
 with open("calls.txt", "a") as file:
-    file.write(json.dumps(said) + "\\n")
+    file.write(json.dumps(said | {"threads": os.environ.get("OMP_NUM_THREADS")}) + "\\n")
+print("said by", said.get("name"), flush=True)
 folder = Path(said["hydra.run.dir"].strip('"'))  # as Hydra's grammar has it
 first = not folder.exists()
 folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +42,24 @@ if act == "stop" and first:
 if act == "wait" and not Path("again").exists():
     time.sleep(5)
     Path("waited").touch()
+if act == "meet":  # all of them are there before one goes on; with "held" until a signal comes
+    told = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: told.append(number))
+    Path("met", said["name"]).touch()
+    deadline = time.monotonic() + 20
+    while len(list(Path("met").iterdir())) < int(said["together"]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if said["name"] == "caller" and first:
+        os.kill(os.getppid(), signal.SIGTERM)
+    while "held" in said and first and not told and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if "held" in said and first:
+        time.sleep(0.3)  # for a second one, which there must not be
+        Path("told", said["name"]).write_text(str(told))
+        sys.exit(128 + told[0])
+    if time.monotonic() > deadline:
+        sys.exit("alone")
 if act == "killed" and first:
     os.kill(os.getpid(), signal.SIGKILL)
 if act == "fail" and first:
@@ -94,8 +113,8 @@ class Queue:
         file.write_text(yaml.safe_dump(named, sort_keys=False))
         return ["compare", str(file), "-o", "results", "--folder", "of runs"]
 
-    def run(self, *, seeds: tuple[int, ...] = (1,), **runs: list[str]) -> int:
-        return main(self.arguments(runs, list(seeds)))
+    def run(self, *more: str, seeds: tuple[int, ...] = (1,), **runs: list[str]) -> int:
+        return main([*self.arguments(runs, list(seeds)), *more])
 
     def calls(self) -> list[str]:
         """The runs that were started since the last time, each one so that it may go on."""
@@ -168,7 +187,7 @@ def test_a_signal_between_runs(queue, capsys, monkeypatch, number, moment):
         "row": (comparison_rows, "usable_cores", 1),
         "first file": (comparison_rows, "write_text", 1),
         "second file": (comparison_rows, "write_text", 2),
-        "start": (comparison_queue.subprocess, "Popen", 2),  # it is not left alone
+        "start": (comparison_queue.subprocess, "Popen", 2),
     }[moment]
     honest, calls = getattr(owner, name), []
 
@@ -189,8 +208,8 @@ def test_a_signal_between_runs(queue, capsys, monkeypatch, number, moment):
         patch.setattr(owner, name, signalled)
         assert queue.run(**runs) == 128 + number
     assert "The comparison goes on with\n  python " in capsys.readouterr().out
-    assert len(calls) == count
-    assert not (queue.folder / "waited").exists()
+    assert len(calls) >= count
+    assert not (queue.folder / "waited").exists()  # what has been started is not left alone
     (queue.folder / "again").touch()
     assert queue.run(**runs) == 0
     assert queue.written() == ([*runs], twice(*runs))
@@ -213,6 +232,73 @@ def test_rows_are_added_all_or_nothing(queue, capsys, monkeypatch):
     assert queue.written() == (["one"], twice("one"))
     assert queue.run(**runs) == 0
     assert queue.written() == ([*runs], twice(*runs))
+
+
+def meeting(together: int, *names: str, held: bool = False) -> dict[str, list[str]]:
+    more = ["held=yes"] if held else []
+    given = ["act=meet", f"together={together}", *more]
+    return {name: [f"name={name}", *given] for name in names}
+
+
+@pytest.fixture
+def places(queue):
+    for name in ("met", "told"):
+        (queue.folder / name).mkdir()
+
+
+@pytest.mark.usefixtures("places")
+def test_several_at_once(queue, capfd, monkeypatch):
+    """Three are together, each with its share of the cores, and what they say is in files."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(comparison_queue, "usable_cores", lambda: 7)
+    runs = meeting(3, "one", "two", "three") | {"bad": ["act=fail"], "last": ["name=last"]}
+    assert queue.run("--at-once", "3", **runs) == 1
+    calls = [json.loads(line) for line in (queue.folder / "calls.txt").read_text().splitlines()]
+    assert [call["threads"] for call in calls] == ["2"] * 5
+    done, curves = queue.written()
+    assert sorted(done) == ["last", "one", "three", "two"]
+    assert sorted(curves) == sorted(twice(*done))
+    rows = read_rows(queue.folder / "results" / "list.csv")
+    assert {row["at_once"] for row in rows} == {"3"}
+    said = capfd.readouterr().out
+    assert "said by" not in said
+    assert "two, seed 1, has ended" in said
+    for name in done:
+        (log,) = (queue.folder / "of runs").glob(f"{name}_seed1_*.txt")
+        assert log.read_text() == f"said by {name}\n"
+        assert f"> {log}" in said
+    (log,) = (queue.folder / "of runs").glob("bad_seed1_*.txt")
+    assert f"what it said {log}" in said
+
+
+@pytest.mark.usefixtures("places")
+def test_a_signal_reaches_each_of_several_once(queue, capsys):
+    runs = meeting(2, "caller", "other", held=True) | {"later": ["a=1"]}
+    assert queue.run("--at-once", "2", **runs) == 128 + signal.SIGTERM
+    assert sorted(queue.calls()) == ["caller", "other"]
+    told = {path.name: path.read_text() for path in (queue.folder / "told").iterdir()}
+    assert told == dict.fromkeys(["caller", "other"], f"[{int(signal.SIGTERM)}]")
+    assert capsys.readouterr().out.endswith("--folder 'of runs' --at-once 2\n")
+    assert queue.run("--at-once", "2", **runs) == 0
+    assert sorted(queue.written()[0]) == ["caller", "later", "other"]
+
+
+@pytest.mark.usefixtures("places")
+def test_where_a_row_cannot_be_written_the_others_are_ended(queue, capsys, monkeypatch):
+    runs = {"one": ["a=1"]} | meeting(1, "other", held=True)
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert queue.run("--at-once", "2", **runs) == 1
+    assert "goes on with" in capsys.readouterr().err
+    assert (queue.folder / "told" / "other").read_text() == f"[{int(signal.SIGTERM)}]"
+
+
+def test_at_once_is_a_number_of_runs(queue, capsys):
+    assert queue.run("--at-once", "0", one=["a=1"]) == 2
+    assert "--at-once 0 must be at least 1" in capsys.readouterr().err
 
 
 def test_a_run_that_had_ended_is_not_started_again(queue):

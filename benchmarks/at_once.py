@@ -5,8 +5,9 @@
 Each is a ``train.py`` of 20 steps on all cores, which is what two terminals do. Threads of OpenMP
 that wait for each other spin, and two processes then take the cores from each other for nothing;
 ``train.py`` has them sleep after 1,000 looks (``GOMP_SPINCOUNT``), the library's own value is
-300,000. The run is timed alone with both values, too. Rounds take the cases in turn; the ratio is
-images per second of both together : of one alone with the library's own value, of each round.
+300,000. Alone a run is timed with both values, too; together also with half of the cores for each,
+as ``cvattn compare --at-once 2`` has it. Rounds take the cases in turn; the ratio is images per
+second of both together : of one alone with the library's own value, of each round.
 """
 
 import argparse
@@ -16,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from itertools import product
 from pathlib import Path
 
 import machine
@@ -24,11 +24,15 @@ from paired import Median, paired_ratio
 from rich.console import Console
 from rows import write_rows
 
+from cvattn.system.machine import usable_cores
+
 RUN = (
     *("data=cifar10", "recipe.epochs=1", "trainer.limit_train_batches=20"),
     *("trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "callbacks.attention=null"),
 )
-SPINS = {"train.py": None, "300,000 looks": "300000"}
+LIBRARY = "300,000 looks"
+# How runs wait, and how many are timed together.
+CASES = (("train.py", 1), ("train.py", 2), (LIBRARY, 1), (LIBRARY, 2), ("share of the cores", 2))
 COLUMNS = (
     *("model", "waiting", "runs", "figure", "median", "low", "high", "target", "met", "rounds"),
     *("torch", "commit", "cpu", "bf16_instructions", "date"),
@@ -36,17 +40,25 @@ COLUMNS = (
 TARGET = 0.85
 
 
-def images_per_second(model: str, runs: int, spin: str | None) -> float:
+def environment(waiting: str, runs: int) -> dict[str, str]:
+    """Of each of so many runs."""
+    given = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_NUM_THREADS")}
+    if waiting == LIBRARY:
+        return given | {"GOMP_SPINCOUNT": "300000"}
+    if waiting == "train.py":
+        return given
+    return given | {"OMP_NUM_THREADS": str(max(1, usable_cores() // runs))}
+
+
+def images_per_second(model: str, waiting: str, runs: int) -> float:
     """Of as many runs together."""
-    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
-    environment |= {} if spin is None else {"GOMP_SPINCOUNT": spin}
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch) / str(number) for number in range(runs)]
         command = [sys.executable, str(machine.ROOT / "train.py"), f"model={model}", *RUN]
         processes = [
             subprocess.Popen(
                 [*command, f"hydra.run.dir={folder}"],
-                env=environment,
+                env=environment(waiting, runs),
                 cwd=scratch,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -74,9 +86,9 @@ def main() -> int:
     rows: list[dict[str, object]] = []
     for model in args.models:
         found: dict[tuple[str, int], list[float]] = {}
-        for _, (name, spin), runs in product(range(args.rounds), SPINS.items(), (1, 2)):
-            found.setdefault((name, runs), []).append(images_per_second(model, runs, spin))
-        alone = found["300,000 looks", 1]
+        for case in CASES * args.rounds:
+            found.setdefault(case, []).append(images_per_second(model, *case))
+        alone = found[LIBRARY, 1]
         for (name, runs), rates in found.items():
             shown = {
                 "images/s": Median(statistics.median(rates), min(rates), max(rates)),
@@ -85,7 +97,7 @@ def main() -> int:
             for figure, (middle, low, high) in shown.items():
                 row = {"model": model, "waiting": name, "runs": runs, "figure": figure}
                 row |= {"median": f"{middle:.4g}", "low": f"{low:.4g}", "high": f"{high:.4g}"}
-                if figure == "of one alone" and name == "train.py":
+                if figure == "of one alone" and runs == 2 and name != LIBRARY:
                     row |= {"target": TARGET, "met": "yes" if low >= TARGET else "no"}
                 console.print(*(f"{key} {value}" for key, value in row.items()), sep=", ")
                 rows.append(row | {"rounds": args.rounds} | facts)

@@ -96,60 +96,94 @@ def work(
         Stopped: by a signal. The runs that were going on have ended, and can go on.
         CannotWrite: what was there is as it was; the runs have ended as after a signal.
     """
-    waiting = deque(enumerate(jobs, start=1))
-    running: list[_Run] = []
-    came: list[int] = []
-    failed: list[str] = []
+    going_on = _Work(jobs, results, place, console, at_once)
+    with _signals_to(going_on.pass_on):
+        going_on.to_its_end()
+    if going_on.came:
+        raise Stopped(going_on.came[0])
+    return going_on.failed
 
-    def pass_on(number: int, frame: object) -> None:
-        came.append(number)
-        for run in running:
+
+class _Work:
+    """What :func:`work` keeps in mind.
+
+    Attributes:
+        waiting: jobs with their numbers, from 1.
+        running: at most ``at_once`` of them.
+        came: numbers of the signals; after one nothing is begun.
+        failed: a sentence for each run.
+    """
+
+    def __init__(
+        self, jobs: Sequence[Job], results: Path, place: Path, console: Console, at_once: int
+    ) -> None:
+        self.jobs, self.results, self.place = jobs, results, place
+        self.console, self.at_once = console, at_once
+        self.waiting = deque(enumerate(jobs, start=1))
+        self.running: list[_Run] = []
+        self.came: list[int] = []
+        self.failed: list[str] = []
+
+    def pass_on(self, number: int, frame: object) -> None:
+        self.came.append(number)
+        for run in self.running:
             run.tell(number)
 
-    def begin() -> None:
-        number, job = waiting.popleft()
-        folder = place.absolute() / job.folder
-        log = None if at_once == 1 else folder.with_name(f"{folder.name}.txt")
-        where = "" if log is None else f"  > {log}"
-        console.print(f"{number} of {len(jobs)}: {job.run}  {job.command}{where}", soft_wrap=True)
-        if _is_done(folder):  # it may have ended just before the queue was stopped
-            _write_down(job, folder, results, at_once)
-            return
-        running.append(_Run(job, folder, _start(job, folder, log, at_once), log))
-        if came and not running[-1].told:  # while it was being started
-            running[-1].tell(came[0])
-
-    def end(run: _Run) -> None:
-        running.remove(run)
-        code = run.process.returncode
-        if not code and _is_done(run.folder):
-            _write_down(run.job, run.folder, results, at_once)
-            if run.log:
-                console.print(f"{run.job.run}, seed {run.job.seed}, has ended", soft_wrap=True)
-        elif not came:
-            why = f"exit code {code}" if code else "exit code 0 and no whole summary.json"
-            at = f"its folder is {run.folder}" + (f", what it said {run.log}" if run.log else "")
-            failed.append(f"{run.job.run} ended with {why}; {at}")
-            console.print(failed[-1], soft_wrap=True)
-
-    with _signals_to(pass_on):
+    def to_its_end(self) -> None:
         try:
-            while running or (waiting and not came):
-                while waiting and len(running) < at_once and not came:
-                    begin()
-                ended = [run for run in running if run.process.poll() is not None]
+            while self.running or (self.waiting and not self.came):
+                while self.waiting and len(self.running) < self.at_once and not self.came:
+                    self.begin()
+                ended = [run for run in self.running if run.process.poll() is not None]
                 for run in ended:
-                    end(run)
-                if running and not ended:
+                    self.end(run)
+                if self.running and not ended:
                     time.sleep(_LOOK)
         finally:  # after an error others may still be going on
-            for run in running:
+            for run in self.running:
                 run.tell(signal.SIGTERM)
-            for run in running:
+            for run in self.running:
                 run.process.wait()
-    if came:
-        raise Stopped(came[0])
-    return failed
+
+    def begin(self) -> None:
+        number, job = self.waiting.popleft()
+        folder = self.place.absolute() / job.folder
+        log = None if self.at_once == 1 else folder.with_name(f"{folder.name}.txt")
+        self.say(
+            f"{number} of {len(self.jobs)}: {job.run}  {job.command}"
+            + ("" if log is None else f"  > {log}")
+        )
+        if _is_done(folder):  # it may have ended just before the queue was stopped
+            self.write_down(job, folder)
+            return
+        run = _Run(job, folder, _start(job, folder, log, self.at_once), log)
+        self.running.append(run)
+        if self.came and not run.told:  # while it was being started
+            run.tell(self.came[0])
+
+    def end(self, run: _Run) -> None:
+        self.running.remove(run)
+        code = run.process.returncode
+        if not code and _is_done(run.folder):
+            self.write_down(run.job, run.folder)
+            if run.log:
+                self.say(f"{run.job.run}, seed {run.job.seed}, has ended")
+        elif not self.came:
+            why = f"exit code {code}" if code else "exit code 0 and no whole summary.json"
+            at = f"its folder is {run.folder}" + (f", what it said {run.log}" if run.log else "")
+            self.failed.append(f"{run.job.run} ended with {why}; {at}")
+            self.say(self.failed[-1])
+
+    def write_down(self, job: Job, folder: Path) -> None:
+        row = row_of(job, folder) | {"at_once": self.at_once}
+        # A run is done when its row is there: what was left by a stop before is replaced.
+        same = {"run": job.run, "seed": str(job.seed)}
+        file = curves_file(self.results)
+        append(file, CURVE_COLUMNS, epochs_of(job, folder), instead_of=same)
+        append(self.results, COLUMNS, [row])
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
 
 
 def training_command(job: Job, folder: Path) -> list[str]:
@@ -169,14 +203,6 @@ def environment(at_once: int) -> Mapping[str, str]:
 
 def _is_done(folder: Path) -> bool:
     return read_summary(folder / "summary.json") is not None
-
-
-def _write_down(job: Job, folder: Path, results: Path, at_once: int) -> None:
-    row = row_of(job, folder) | {"at_once": at_once}
-    # A run is done when its row is there: what was left by a stop before is replaced.
-    same = {"run": job.run, "seed": str(job.seed)}
-    append(curves_file(results), CURVE_COLUMNS, epochs_of(job, folder), instead_of=same)
-    append(results, COLUMNS, [row])
 
 
 def _start(job: Job, folder: Path, log: Path | None, at_once: int) -> "subprocess.Popen[bytes]":

@@ -12,12 +12,14 @@ import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 sys.path.pop(0)  # the folder of this file, which is in the checkout
 
@@ -52,7 +54,7 @@ def become(job: dict) -> int:
     signal.alarm(LONGEST)
     os.chdir(job["cwd"])
     os.environ |= job["environment"]
-    cvattn.comparison.queue.subprocess = SimpleNamespace(Popen=Forked)
+    cvattn.comparison.queue.subprocess = SimpleNamespace(Popen=Forked, STDOUT=subprocess.STDOUT)
     if "code" in job:
         return code_of(run_code, job["name"], job["code"])
     return code_of(run_words, job["words"])
@@ -78,14 +80,30 @@ def code_of(run: Callable[..., None], *arguments: object) -> int:
 class Forked:
     """What ``cvattn compare`` starts as a process of its own, ``python -m cvattn train``."""
 
-    def __init__(self, command: list[str], process_group: int) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        process_group: int,
+        env: Mapping[str, str],
+        stdout: IO[bytes] | None = None,
+        stderr: int | None = None,
+    ) -> None:
         sys.stdout.flush()
+        self.returncode: int | None = None
         self.child = os.fork()
         if not self.child:
+            if stdout is not None:
+                for number in (1, 2):
+                    os.dup2(stdout.fileno(), number)
+            os.environ.update(env)
             os._exit(code_of(run_words, command[1:]))
 
-    def wait(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs."""
+        if self.returncode is None:
+            child, status = os.waitpid(self.child, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if child else None
+        return self.returncode
 
 
 def run_code(name: str, pieces: list[str]) -> None:

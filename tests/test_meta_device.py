@@ -71,7 +71,7 @@ def values(module: nn.Module) -> nn.Module:
     return module
 
 
-@pytest.mark.sweep(95)
+@pytest.mark.sweep(48)
 @every_module
 @pytest.mark.parametrize("way", ["to_empty", "assign", "assign, on meta throughout"])
 def test_a_state_makes_it_whole(make, inputs, way):
@@ -92,7 +92,7 @@ def test_a_state_makes_it_whole(make, inputs, way):
     torch.testing.assert_close(output(again, inputs), output(ordinary, inputs))
 
 
-@pytest.mark.sweep(60)
+@pytest.mark.sweep(32)
 @every_module
 @pytest.mark.parametrize("order", ["outer first", "inner first"])
 def test_resetting_all_modules_makes_it_new(make, inputs, order):
@@ -131,7 +131,7 @@ def test_resetting_all_modules_makes_it_new(make, inputs, order):
     assert torch.isfinite(output(later, inputs)).all()
 
 
-@pytest.mark.sweep(30)
+@pytest.mark.sweep(20)
 @every_module
 def test_copies_reset_themselves(make, inputs):
     ordinary = make()

@@ -108,7 +108,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.sweep(7)
+@pytest.mark.sweep(4)
 @pytest.mark.parametrize(("arguments", "said"), WRONG)
 def test_what_cannot_be_compared_is_refused_by_name(tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)

@@ -152,6 +152,7 @@ def test_compiled_by_inductor(widths):
     assert_accurate(compiled(*inputs), module, *inputs)
 
 
+@pytest.mark.sweep(2)
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("widths", [(8, 8), (3, 11)])
 def test_trap_17_exported_with_a_dynamic_batch(widths, strict):

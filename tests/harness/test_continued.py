@@ -55,6 +55,7 @@ def test_optimiser_values_act_and_are_recorded(go_on, checkpoint):
         assert config.recipe.optimizer.head_lr == config.task.optimizer.head_lr == 0.0
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_that_of_a_run_that_began_with_it(go_on):
     after = go_on("trainer.max_epochs=3", "recipe.optimizer.lr=0.08")
     (schedule,) = after["lr_schedulers"]

@@ -122,6 +122,7 @@ def test_other_networks(run, tmp_path, capsys, model):
     assert ("cvattn explore" in capsys.readouterr().out) == ("vit" in model)
 
 
+@pytest.mark.slow
 def test_what_is_printed_of_any_folder_can_be_pasted(composed, tmp_path, capsys):
     cfg = composed(TINY)
     folder = tmp_path / "it's :x: [old], a=b" / "run"

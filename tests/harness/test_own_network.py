@@ -67,6 +67,7 @@ def test_what_is_wrong_is_said_before_data_is_read(here, composed, monkeypatch, 
         start()
 
 
+@pytest.mark.slow
 def test_what_the_constructor_takes_of_the_data_is_filled_in(here, composed):
     def model(name, *given):
         arguments = check_command_line(

@@ -100,6 +100,7 @@ def test_strings_from_end_to_end(run, tmp_path, capsys):
     assert "cvattn evaluate" not in printed  # which is for images with classes
 
 
+@pytest.mark.slow
 def test_lines_from_end_to_end(run, tmp_path, capsys):
     run(READER)
     summary = summary_of(tmp_path)

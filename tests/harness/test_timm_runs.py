@@ -22,6 +22,7 @@ TIMM = [
 ]
 
 
+@pytest.mark.slow
 def test_from_weights_of_a_file_to_the_gamma_of_each_block(composed, run, tmp_path, capsys):
     import timm
 

@@ -272,7 +272,7 @@ def disguised(original, name, disguise):
     return model.eval()
 
 
-@pytest.mark.sweep(64)
+@pytest.mark.sweep(40)
 @pytest.mark.parametrize("disguise", [*IN_PLACE, *AROUND])
 @every_source
 def test_equal_or_refused_by_name(source, disguise):

@@ -8,12 +8,6 @@ from cvattn.comparison.compared import Comparison
 from cvattn.comparison.intervals import mean_text
 
 Row = Mapping[str, str]
-_COMPARED = (
-    *("flow_attention", "flow_attention_cifar10", "segmentation_heads", "transfer"),
-    *("gan_attention", "gan_attention_cifar10"),
-)
-# Whose samples were judged, too.
-_MADE = ("flow_attention", "gan_attention", "sagan_gan_fashion_mnist")
 # Columns of what judge_runs.py writes: how they are called, how they are scaled, digits.
 _JUDGED = {
     "fd_lite0": ("FD-lite0", 1.0, 1),
@@ -23,10 +17,9 @@ _JUDGED = {
 
 def comparison_tables(results: Path) -> Iterator[tuple[str, str]]:
     """Name and Markdown of each."""
-    for name in _COMPARED:
+    for name in ("flow_attention", "flow_attention_cifar10", "segmentation_heads", "transfer"):
         yield name, comparison_table(_rows(results / f"{name}.csv"))
-    for name in _MADE:
-        yield f"{name}_quality", quality_table(_rows(results / f"{name}_quality.csv"))
+    yield "flow_attention_quality", quality_table(_rows(results / "flow_attention_quality.csv"))
 
 
 def comparison_table(rows: Sequence[Row]) -> str:

@@ -24,7 +24,7 @@ from paired import Median, paired_ratio
 from rich.console import Console
 from rows import write_rows
 
-from cvattn.system.machine import usable_cores
+from cvattn.comparison import queue
 
 RUN = (
     *("data=cifar10", "recipe.epochs=1", "trainer.limit_train_batches=20"),
@@ -47,7 +47,7 @@ def environment(waiting: str, runs: int) -> dict[str, str]:
         return given | {"GOMP_SPINCOUNT": "300000"}
     if waiting == "train.py":
         return given
-    return given | {"OMP_NUM_THREADS": str(max(1, usable_cores() // runs))}
+    return dict(queue.environment(runs, given))
 
 
 def images_per_second(model: str, waiting: str, runs: int) -> float:

@@ -192,13 +192,19 @@ def training_command(job: Job, folder: Path) -> list[str]:
     return [sys.executable, "-m", "cvattn", "train", *arguments, "resume=auto"]
 
 
-def environment(at_once: int) -> Mapping[str, str]:
-    """Of a run beside others: its share of the cores, and threads that sleep soon.
+def environment(at_once: int, given: Mapping[str, str]) -> Mapping[str, str]:
+    """Of a run beside others: its share of the cores, and threads that sleep soon (``train.py``).
 
-    What the user has set stays.
+    Args:
+        at_once: how many runs there are; what one alone is given stays as it is.
+        given: what the user has set, which stays.
     """
-    mine = {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once)), "GOMP_SPINCOUNT": "1000"}
-    return {**mine, **os.environ} if at_once > 1 else os.environ
+    if at_once == 1:
+        return given
+    mine = {"OMP_NUM_THREADS": str(max(1, usable_cores() // at_once))}
+    if "OMP_WAIT_POLICY" not in given:
+        mine["GOMP_SPINCOUNT"] = "1000"
+    return {**mine, **given}
 
 
 def _is_done(folder: Path) -> bool:
@@ -207,7 +213,7 @@ def _is_done(folder: Path) -> bool:
 
 def _start(job: Job, folder: Path, log: Path | None, at_once: int) -> "subprocess.Popen[bytes]":
     """In a process group of its own, or the terminal's Ctrl-C would reach it twice."""
-    command, variables = training_command(job, folder), environment(at_once)
+    command, variables = training_command(job, folder), environment(at_once, os.environ)
     if log is None:
         return subprocess.Popen(command, process_group=0, env=variables)
     make_folder(log.parent)

@@ -16,7 +16,7 @@ _CIRCUMSTANCES = {
     "torch": "versions of torch",
     "commit": "commits",
     "threads": "numbers of threads",
-    "at_once": "numbers of runs at once, of which the minutes are",
+    "at_once": "numbers of runs at once, which the minutes depend on",
 }
 # What an empty value means; of all others that there is none.
 _UNSAID = {"threads": "unknown", "at_once": "unknown"}

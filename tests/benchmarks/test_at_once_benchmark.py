@@ -31,8 +31,8 @@ def test_two_runs_are_compared_with_one_that_waits_as_the_library_does(monkeypat
 def test_what_each_of_two_runs_is_given(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     at_once = importlib.import_module("at_once")
-    monkeypatch.setattr(at_once, "usable_cores", lambda: 6)
+    monkeypatch.setattr(at_once.queue, "usable_cores", lambda: 6)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     given = [at_once.environment(*case) for case in at_once.CASES]
     told = [(each.get("GOMP_SPINCOUNT"), each.get("OMP_NUM_THREADS")) for each in given]
-    assert told == [(None, None)] * 2 + [("300000", None)] * 2 + [(None, "3")]
+    assert told == [(None, None)] * 2 + [("300000", None)] * 2 + [("1000", "3")]

@@ -183,11 +183,12 @@ def test_a_signal_in_a_run(queue, capsys, number):
 @pytest.mark.parametrize("moment", ["row", "first file", "second file", "start"])
 def test_a_signal_between_runs(queue, capsys, monkeypatch, number, moment):
     """A row and its curves are written once, whatever of them was there."""
-    owner, name, count = {
-        "row": (comparison_rows, "usable_cores", 1),
-        "first file": (comparison_rows, "write_text", 1),
-        "second file": (comparison_rows, "write_text", 2),
-        "start": (comparison_queue.subprocess, "Popen", 2),
+    # When the signal comes, and how many calls there are: a row that was begun is finished.
+    owner, name, count, most = {
+        "row": (comparison_rows, "usable_cores", 1, 1),
+        "first file": (comparison_rows, "write_text", 1, 2),
+        "second file": (comparison_rows, "write_text", 2, 2),
+        "start": (comparison_queue.subprocess, "Popen", 2, 2),
     }[moment]
     honest, calls = getattr(owner, name), []
 
@@ -208,7 +209,7 @@ def test_a_signal_between_runs(queue, capsys, monkeypatch, number, moment):
         patch.setattr(owner, name, signalled)
         assert queue.run(**runs) == 128 + number
     assert "The comparison goes on with\n  python " in capsys.readouterr().out
-    assert len(calls) >= count
+    assert len(calls) == most
     assert not (queue.folder / "waited").exists()  # what has been started is not left alone
     (queue.folder / "again").touch()
     assert queue.run(**runs) == 0
@@ -294,6 +295,16 @@ def test_where_a_row_cannot_be_written_the_others_are_ended(queue, capsys, monke
     assert queue.run("--at-once", "2", **runs) == 1
     assert "goes on with" in capsys.readouterr().err
     assert (queue.folder / "told" / "other").read_text() == f"[{int(signal.SIGTERM)}]"
+
+
+def test_what_the_user_has_set_stays(monkeypatch):
+    monkeypatch.setattr(comparison_queue, "usable_cores", lambda: 7)
+    share = {"OMP_NUM_THREADS": "3", "GOMP_SPINCOUNT": "1000"}
+    assert comparison_queue.environment(1, {"a": "b"}) == {"a": "b"}
+    assert comparison_queue.environment(2, {"a": "b"}) == {"a": "b"} | share
+    assert comparison_queue.environment(9, {})["OMP_NUM_THREADS"] == "1"
+    mine = {"OMP_NUM_THREADS": "5", "OMP_WAIT_POLICY": "active"}
+    assert comparison_queue.environment(2, mine) == mine
 
 
 def test_at_once_is_a_number_of_runs(queue, capsys):

@@ -65,7 +65,7 @@ RUN_OF = {
     "segmentation.md": "segmenter",
     "augmentation.md": "labels",
 }
-OTHER_OF = {"make_images.md": "clothes", "gan.md": "clothes"}  # outputs/OTHER
+OTHER_OF = {"make_images.md": "clothes"}  # outputs/OTHER
 
 # Pictures that stand for data that is not here, with the names of its classes.
 STANDING_IN = {
@@ -96,14 +96,11 @@ STEPS = ["--steps", "2"]  # of a flow
 # Of comparisons with more than two arms the first is trained.
 FIRST = {
     "experiment=flow_attention": "unet",
-    "experiment=gan_attention": "biggan",
     "experiment=attention_ablation": "common",
     "experiment=segmentation_heads": "attention",
     "benchmarks/cifar10.yaml": "sagan",
     "benchmarks/flow_attention.yaml": "unet",
 }
-# Experiments with data that is not here, and their network.
-OF_CLOTHES = {"experiment=flow_attention": "unet", "experiment=gan_attention": "sagan_gan"}
 BENCHMARKS = {
     "deletion.py": ["--images", "2"],
     "judge_runs.py": ["--count", "20", "--steps", "1"],
@@ -205,10 +202,8 @@ def small_runs(given: dict[str, Any], runs: Path) -> dict[str, Any]:
 def _with_data(given: Sequence[str], runs: Path) -> list[str]:
     """The words with pictures in the place of data that is not here; of a flow fewer samples."""
     words = list(given)
-    for sign, model in OF_CLOTHES.items():
-        if sign in words:
-            data = ["data=fashion_mnist"] if "data=cifar10" not in words else []
-            words += [f"model={model}", *data]
+    if "experiment=flow_attention" in words:
+        words += ["model=unet", *(["data=fashion_mnist"] if "data=cifar10" not in words else [])]
     for name, others in STANDING_IN.items():
         if f"data={name}" in words:
             words = [*_set(words, ["data="]), "data=folder", f"data.root={runs}/{name}", *others]

@@ -32,8 +32,14 @@ def test_the_network_and_the_random_state_are_left_alone():
     ],
     ids=["noise and labels", "images, times and labels"],
 )
-def test_what_has_no_channels_is_left_as_it_is(network, inputs):
-    assert probe_precision(network, *inputs, channels_last=True).reason
+def test_images_alone_become_channels_last(network, inputs):
+    seen = []
+    network.register_forward_pre_hook(lambda _, given: seen.append(given))
+    probe_precision(network, *inputs, channels_last=True)
+    assert seen
+    for given, wanted in [pair for call in seen for pair in zip(call, inputs, strict=True)]:
+        assert torch.equal(given, wanted)
+        assert given.ndim != 4 or given.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
